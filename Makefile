@@ -1,0 +1,33 @@
+# `make demo` and `make test` need Python 3.11 to 3.13, make and a C compiler, nothing else.
+
+PYTHON ?= python3
+
+.PHONY: demo test bench gpu-check format tiny
+
+# The demo study: tiny model, real tools, on this machine's CPU. Prints the report's path.
+demo:
+	@env=$$($(PYTHON) workflow/scripts/build_env.py envs/workflow.txt) && \
+	$$env/bin/python workflow/scripts/run_demo.py
+
+# Everything that needs no GPU, as CI runs it.
+test:
+	@env=$$($(PYTHON) workflow/scripts/build_env.py envs/workflow.txt envs/test.txt) && \
+	PATH="$$PWD/$$env/bin:$$PATH" bash tests/run
+
+# Against one `vllm bench` command per point, on the same plan. Measures; asserts nothing about time.
+bench:
+	@env=$$($(PYTHON) workflow/scripts/build_env.py envs/workflow.txt envs/test.txt) && \
+	PATH="$$PWD/$$env/bin:$$PATH" python tests/bench/run.py
+
+# The tests that need a GPU, on one.
+gpu-check:
+	@env=$$($(PYTHON) workflow/scripts/build_env.py envs/workflow.txt envs/test.txt) && \
+	PATH="$$PWD/$$env/bin:$$PATH" python -m pytest -m gpu -rA tests
+
+# Train the tiny model again.
+tiny:
+	@env=$$($(PYTHON) workflow/scripts/build_env.py envs/quantize-cpu.txt) && $$env/bin/python resources/tiny/train.py
+
+format:
+	@env=$$($(PYTHON) workflow/scripts/build_env.py envs/workflow.txt envs/test.txt) && \
+	$$env/bin/ruff format . && $$env/bin/ruff check --fix . && $$env/bin/snakefmt Snakefile workflow/rules

@@ -1,0 +1,61 @@
+"""quantbench: which quantization format, on which GPU, for this model and this load?
+
+    snakemake                        the study of config/config.yaml, from download to report
+    snakemake plan                   what is missing, why, and what it would cost
+    snakemake staging                all that needs the network
+    snakemake --configfile config/<study>.yaml ...
+"""
+
+
+include: "workflow/rules/common.smk"
+
+
+rule all:
+    input:
+        report_files(),
+    default_target: True
+
+
+include: "workflow/rules/plan.smk"
+include: "workflow/rules/environments.smk"
+include: "workflow/rules/staging.smk"
+include: "workflow/rules/quantize.smk"
+include: "workflow/rules/probe.smk"
+include: "workflow/rules/kernels.smk"
+include: "workflow/rules/engine.smk"
+include: "workflow/rules/serving.smk"
+include: "workflow/rules/tables.smk"
+include: "workflow/rules/report.smk"
+
+
+# Milestones, in running order; each is what `snakemake <name>` brings up to date.
+rule staging:
+    input:
+        staged(),
+        environments(),
+
+
+rule checkpoints:
+    input:
+        pointers("quantize_model"),
+
+
+rule kernels:
+    input:
+        pointers("probe_gpu"),
+        pointers("measure_gemm"),
+
+
+rule measurements:
+    input:
+        pointers(),
+
+
+rule tables:
+    input:
+        table_files(),
+
+
+rule report:
+    input:
+        report_files(),

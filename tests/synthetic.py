@@ -1,0 +1,330 @@
+"""A made-up study: a small store and its manifest, following the contract of the tables. No number in it was measured.
+
+What it holds, so that a test knows its answer: two gpus, and per model
+    bf16             the baseline, ok everywhere
+    int8-smoothquant twice as fast; 1 question lost, 1 won: as accurate as the baseline
+    rtn-int4         1.5 times as fast; 10 % of the questions lost, none won; on the cpu its kernel computes w4a8
+    nvfp4            unsupported on the cpu (no kernel); on the h200 a weight-only kernel, half of the questions lost,
+                     and out of memory at the largest throughput batch
+    int8-online      loads, but its kernels run unquantized: every measured point of it is invalid; its gemm is skipped
+"""
+
+import json
+import random
+from pathlib import Path
+
+from quantbench.keys import canonical_json, key
+from quantbench.store import Store, write_atomically
+
+# The entries of config/gpus.yaml, shortened to what tables and report read.
+GPUS = {
+    "cpu": {
+        "description": "whatever CPU the job runs on",
+        "memory_bytes": None,
+        "memory_bandwidth_bytes_per_s": None,
+        "peak_flops_per_s": {"bf16": None, "int8": None, "fp8": None},
+        "source": "measured by probe_gpu",
+    },
+    "h200": {
+        "description": "NVIDIA H200 SXM, 141 GB",
+        "memory_bytes": 141_000_000_000,
+        "memory_bandwidth_bytes_per_s": 4.8e12,
+        "peak_flops_per_s": {"bf16": 989.4e12, "int8": 1978.9e12, "fp8": 1978.9e12},
+        "source": "NVIDIA H200 Tensor Core GPU datasheet (2024)",
+    },
+}
+INT8 = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True, "dynamic": False}
+TOKENS8 = {"num_bits": 8, "type": "int", "strategy": "token", "symmetric": True, "dynamic": True}
+INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 64, "symmetric": True, "dynamic": False}
+FP4 = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "symmetric": True}
+PLAIN = {"modifiers": [], "targets": ["Linear"], "ignore": ["lm_head"], "calibrated": False, "engine_args": {}}
+SCHEMES = {
+    "bf16": PLAIN | {"description": "The model as it came.", "toolkit": "none", "format": None, "computes": "bf16"},
+    "int8-smoothquant": PLAIN
+    | {
+        "description": "INT8 weights and activations, outliers smoothed into the weights.",
+        "toolkit": "llmcompressor",
+        "modifiers": [{"SmoothQuantModifier": {"smoothing_strength": 0.8}}, {"GPTQModifier": {}}],
+        "format": {"weights": INT8, "input_activations": TOKENS8},
+        "calibrated": True,
+        "computes": "w8a8-int8",
+    },
+    "rtn-int4": PLAIN
+    | {
+        "description": "INT4 weights in groups, rounded to nearest.",
+        "toolkit": "llmcompressor",
+        "modifiers": [{"QuantizationModifier": {}}],
+        "format": {"weights": INT4, "input_activations": None},
+        "computes": "w4a16",
+    },
+    "nvfp4": PLAIN
+    | {
+        "description": "FP4 weights and activations in blocks of 16.",
+        "toolkit": "llmcompressor",
+        "modifiers": [{"QuantizationModifier": {}}],
+        "format": {"weights": FP4, "input_activations": FP4 | {"dynamic": "local"}},
+        "calibrated": True,
+        "computes": "w4a4-fp4",
+    },
+    "int8-online": PLAIN
+    | {
+        "description": "INT8 weights made by the engine while it loads.",
+        "toolkit": "none",
+        "format": None,
+        "targets": [],
+        "ignore": [],
+        "engine_args": {"quantization": "int8_per_channel_weight_only"},
+        "computes": "w8a16-int8",
+    },
+}
+SPEEDUP = {"bf16": 1.0, "int8-smoothquant": 2.0, "rtn-int4": 1.5, "nvfp4": 1.8, "int8-online": 1.0}
+KERNELS = {
+    ("cpu", "rtn-int4"): ("CPUWNA16LinearKernel", "w4a8", True),
+    ("cpu", "int8-smoothquant"): ("CPUInt8ScaledMMLinearKernel", "w8a8-int8", True),
+    ("h200", "rtn-int4"): ("MacheteLinearKernel", "w4a16", True),
+    ("h200", "int8-smoothquant"): ("CutlassInt8ScaledMMLinearKernel", "w8a8-int8", True),
+    ("h200", "nvfp4"): ("MarlinNvFp4LinearKernel", "w4a16", True),
+}
+UNQUANTIZED = ("UnquantizedLinearMethod", "bf16", False)
+BYTES = {"int8-smoothquant": 5_300_000, "rtn-int4": 3_900_000, "nvfp4": 4_000_000}
+HF_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 2048,
+    "tie_word_embeddings": False,
+}
+LAYERS = {"qkv_proj": (512, 256), "down_proj": (256, 768), "lm_head": (2048, 256)}
+QUESTIONS, DOCUMENTS, REQUESTS = 60, 12, 20
+BATCHES, LOADS = [1, 16, 64], [("rate", 2.0), ("rate", 8.0), ("concurrency", 4)]
+REPEATS = {"least": 3, "most": 5, "relative_ci": 0.05, "confidence": 0.95}
+VERSIONS = {"vllm": "0.32.0", "torch": "2.13.0"}
+
+
+def synthetic_study(root, models=("tiny",), gpus=("cpu", "h200")):
+    """Write root/store and root/manifest.json; returns the manifest."""
+    root = Path(root)
+    study = Study(Store(root / "store"), models, gpus)
+    for gpu in gpus:
+        study.add_probe(gpu)
+        for model in models:
+            for scheme in SCHEMES:
+                study.add_variant(gpu, model, scheme)
+    write_atomically(root / "manifest.json", json.dumps(study.manifest, indent=1))
+    return study.manifest
+
+
+class Study:
+    """The manifest while it grows, and the store that its points are written to."""
+
+    def __init__(self, store, models, gpus):
+        self.store, self.random = store, random.Random(0)
+        self.manifest = {
+            "study": _config(models, gpus),
+            "models": {name: self._model(name) for name in models},
+            "schemes": SCHEMES,
+            "gpus": {name: GPUS[name] for name in gpus},
+            "checkpoints": [],
+            "points": [],
+            "skips": [],
+        }
+        for model in models:
+            for scheme in SCHEMES:
+                self.manifest["checkpoints"].append(self._checkpoint(model, scheme))
+
+    def _model(self, name):
+        identity = {"artefact": "model", "source": name, "files": {"model.safetensors": f"made up, {name}"}}
+        if not self.store.has_folder("models", key(identity)):
+            with self.store.new_folder("models", identity, {"source": name}) as folder:
+                # One bf16 tensor in the safetensors layout: header length, header, data (a hole in the file).
+                tensor = {"dtype": "BF16", "shape": [4200, 1000], "data_offsets": [0, 8_400_000]}
+                header = json.dumps({"w": tensor}).encode()
+                with open(folder / "model.safetensors", "wb") as file:
+                    file.write(len(header).to_bytes(8, "little") + header)
+                    file.truncate(8 + len(header) + 8_400_000)
+        return {"key": key(identity), "source": name, "config": HF_CONFIG}
+
+    def _checkpoint(self, model, name):
+        scheme, model_key = SCHEMES[name], self.manifest["models"][model]["key"]
+        if scheme["toolkit"] == "none":
+            identity = {"artefact": "model", "source": model, "files": {"model.safetensors": f"made up, {model}"}}
+            return {"model": model, "scheme": name, "key": model_key, "identity": identity, "quantized": False}
+        calibration = {"dataset": "d" * 64, "split": "train", "samples": 128, "max_tokens": 256, "seed": 0}
+        identity = {
+            "artefact": "checkpoint",
+            "model": model_key,
+            "recipe": {part: scheme[part] for part in ("toolkit", "modifiers", "format", "targets", "ignore")},
+            "calibration": calibration if scheme["calibrated"] else None,
+            "versions": {"llmcompressor": "0.14.0.1", "compressed-tensors": "0.19.0", "torch": "2.13.0"},
+        }
+        size = BYTES[name]
+        record = {"quantize_s": 12.5, "peak_memory_bytes": 900_000_000, "layers_quantized": 28, "bytes": size}
+        record |= {"parameters": 4_200_000, "bits_per_weight": size * 8 / 4_200_000, "sqnr": {}}
+        with self.store.new_folder("checkpoints", identity, record):
+            pass
+        return {"model": model, "scheme": name, "key": key(identity), "identity": identity, "quantized": True}
+
+    def add_probe(self, gpu):
+        identity = {"artefact": "point", "stage": "probe", "protocol": 1, "gpu": gpu, "epoch": 0, "versions": VERSIONS}
+        identity |= {"params": {}}
+        row = {"device_name": f"made-up {gpu}", "capability": None, "memory_bytes": 16 << 30, "driver": None}
+        row |= {"bandwidth_bytes_per_s": 4.0e10, "matrix_flops_per_s": {"bf16": 1.0e12, "int8": 2.0e12}}
+        if gpu == "h200":
+            row |= {"capability": "9.0", "memory_bytes": 150_000_000_000, "driver": "580.1"}
+            row |= {
+                "bandwidth_bytes_per_s": 4.2e12,
+                "matrix_flops_per_s": {"bf16": 7.0e14, "fp8": 1.3e15, "int8": 1.3e15},
+            }
+        self._write({"stage": "probe", "gpu": gpu, "model": None, "scheme": None, "identity": identity}, [row])
+
+    def add_variant(self, gpu, model, scheme):
+        kernel, computes, quantized = KERNELS.get((gpu, scheme), UNQUANTIZED)
+        kinds = [
+            {"layer_kind": layer, "count": 4, "kernel": kernel, "computes": computes, "quantized": quantized}
+            for layer in ("qkv_proj", "down_proj")
+        ]
+        load = {"engine_start_s": 2.1, "weight_bytes": BYTES.get(scheme, 8_400_000), "kv_cache_tokens": 16384}
+        add = self._adder(gpu, model, scheme, kinds)
+        add("load", {}, [load | {"kernels": kinds}])
+        for batch in BATCHES:
+            params = {"batch_size": batch, "input_tokens": 64, "output_tokens": 16, "repeats": REPEATS}
+            seconds = (0.05 if gpu == "cpu" else 0.002) * (1 + batch / 16) / SPEEDUP[scheme]
+            times = [{"repeat": i, "elapsed_s": self._noisy(seconds)} for i in range(5)]
+            if batch < 64:
+                add("latency", params, [row | {"ttft_s": row["elapsed_s"] / 5} for row in times])
+            else:
+                add("throughput", params | {"batch_size": 32}, times)
+                full = scheme == "nvfp4"
+                add("throughput", params, times, "out_of_memory" if full else "ok", "the KV cache" if full else None)
+        for load_kind, level in LOADS:
+            params = {"load": load_kind, "rate_per_s" if load_kind == "rate" else "concurrency": level}
+            params |= {"input_tokens": 64, "output_tokens": 16, "requests": REQUESTS, "seed": 0}
+            add("serving", params, self._requests(load_kind, level, 0.2 / SPEEDUP[scheme]))
+        params = {"task": "gsm8k", "dataset": "d" * 64, "split": "test", "questions": QUESTIONS, "shots": 3}
+        add("accuracy", params | {"fewshot_split": "train"}, answers(scheme), dataset_name="arithmetic")
+        params = {"dataset": "d" * 64, "split": "test", "documents": DOCUMENTS}
+        extra = {"rtn-int4": 0.013, "nvfp4": 0.15}.get(scheme, 0.0)
+        documents = [
+            {"document": i, "tokens": 40 + i, "negative_log_likelihood": (40 + i) * (1.2 + extra + 0.01 * (i % 3))}
+            for i in range(DOCUMENTS)
+        ]
+        add("perplexity", params, documents, dataset_name="arithmetic")
+        if scheme == "int8-online":
+            reason = (
+                "quantized by the engine while it loads: there is no checkpoint format to build a single layer from"
+            )
+            self.manifest["skips"].append(
+                {"stage": "gemm", "gpu": gpu, "model": model, "scheme": scheme, "reason": reason}
+            )
+            return
+        for layer, (n, k) in LAYERS.items():
+            for m in (1, 256):
+                row = {"kernel": kernel, "computes": computes, "relative_error": 0.01}
+                row |= {"includes_quantization": quantized}
+                if layer == "lm_head":
+                    row |= {"kernel": UNQUANTIZED[0], "computes": "bf16", "includes_quantization": False}
+                rows = [row | {"repeat": i, "latency_s": self._noisy(2e-5 + m * 1e-7)} for i in range(3)]
+                params = {"n": n, "k": k, "m": m, "dtype": "bfloat16", "repeats": REPEATS}
+                add("gemm", params, rows, layer=layer)
+
+    def _adder(self, gpu, model, scheme, kinds):
+        checkpoints = self.manifest["checkpoints"]
+        checkpoint = next(c["key"] for c in checkpoints if (c["model"], c["scheme"]) == (model, scheme))
+        invalid, unsupported = scheme == "int8-online", (gpu, scheme) == ("cpu", "nvfp4")
+
+        def add(stage, params, rows, status="ok", reason=None, **more):
+            identity = {"artefact": "point", "stage": stage, "protocol": 1, "checkpoint": checkpoint, "gpu": gpu}
+            identity |= {"epoch": 0, "versions": VERSIONS, "engine_args": SCHEMES[scheme]["engine_args"]}
+            identity |= {"params": params}
+            if stage == "gemm":
+                del identity["checkpoint"]
+                # The head stays in 16 bits, so its product is the same point in every scheme.
+                identity |= {"format": None if more["layer"] == "lm_head" else SCHEMES[scheme]["format"]}
+            if unsupported and more.get("layer") != "lm_head":
+                status, reason = "unsupported", "no CPU kernel computes FP4"
+            if invalid and stage != "load":
+                status, reason = "invalid", "its linear layers ran unquantized"
+            point = {"stage": stage, "gpu": gpu, "model": model, "scheme": scheme, "identity": identity, **more}
+            self._write(point, rows, status, reason, kinds if stage == "serving" else None)
+
+        return add
+
+    def _write(self, point, rows, status="ok", reason=None, kernels=None):
+        process = "serving" if point["stage"] == "serving" else "gemm" if point["stage"] == "gemm" else "engine"
+        process = "probe" if point["stage"] == "probe" else process
+        names = [part for part in (process, point["gpu"], point["model"], point["scheme"]) if part]
+        run_id = "-".join(names)
+        run = {"run_id": run_id, "stage": process, "gpu": point["gpu"], "model": point["model"]}
+        run |= {"scheme": point["scheme"], "device_name": f"made-up {point['gpu']}", "device_uuid": None}
+        run |= {"driver": None, "clocks": None, "power_limit_w": None, "versions": VERSIONS, "commit": "c" * 40}
+        run |= {"started_at": "2026-11-20T12:00:00+00:00", "ended_at": "2026-11-20T12:01:00+00:00"}
+        run |= {"engine_args": point["identity"].get("engine_args", {}), "engine_start_s": 2.1, "engine_starts": 1}
+        run |= {"points_measured": 1, "measured_s": 60.0, "host": "node1", "log": f"logs/{run_id}.log"}
+        self.store.write_run(run | ({"kernels": kernels} if kernels else {}))
+        rows = rows if status == "ok" else []
+        arguments = {"status": status, "reason": reason, "rows": rows, "run_id": run_id, "measured_s": 1.5}
+        self.store.write_point(point["identity"], **arguments)
+        self.manifest["points"].append({"key": key(point["identity"]), **json.loads(canonical_json(point))})
+
+    def _noisy(self, seconds):
+        return seconds * self.random.uniform(0.99, 1.01)
+
+    def _requests(self, load_kind, level, seconds):
+        rows = []
+        for i in range(REQUESTS):
+            scheduled = i / level if load_kind == "rate" else (i // level) * seconds
+            first = scheduled + self._noisy(seconds / 4)
+            row = {"request": i, "scheduled_s": scheduled, "sent_s": scheduled + 0.001, "first_token_s": first}
+            row |= {"finished_s": first + self._noisy(seconds), "input_tokens": 64, "output_tokens": 16, "error": None}
+            rows.append(row)
+        return rows
+
+
+def answers(scheme):
+    """Per question: the baseline misses every tenth; `strict-match` also misses question 5 of every scheme."""
+    rows = []
+    for question in range(QUESTIONS):
+        correct = question % 10 != 0
+        if scheme == "int8-smoothquant":
+            correct = (correct or question == 10) and question != 11
+        elif scheme == "rtn-int4":
+            correct = correct and question % 10 != 1
+        elif scheme == "nvfp4":
+            correct = correct and question % 2 == 0
+        for name in ("flexible-extract", "strict-match"):
+            right = correct and not (name == "strict-match" and question == 5)
+            answer = str(question if right else question + 1)
+            target = str(question)
+            rows.append({"question": question, "filter": name, "correct": right, "answer": answer, "target": target})
+    return rows
+
+
+def _config(models, gpus):
+    return {
+        "study": "synthetic",
+        "title": "A made-up study <b>for tests</b>",
+        "store": "results/store",
+        "models": [{"name": name, "source": "tiny"} for name in models],
+        "schemes": list(SCHEMES),
+        "gpus": list(gpus),
+        "datasets": [{"name": "arithmetic", "source": "tiny"}],
+        "calibration": {"dataset": "arithmetic", "split": "train", "samples": 128, "max_tokens": 256, "seed": 0},
+        "engine": {"dtype": "bfloat16", "max_model_len": None, "kv_cache_memory_bytes": 1 << 26, "enforce_eager": True},
+        "kernels": {"tokens": [1, 256]},
+        "latency": {"batch_sizes": [1, 16], "lengths": [{"input_tokens": 64, "output_tokens": 16}]},
+        "throughput": {"batch_sizes": [32, 64], "lengths": [{"input_tokens": 64, "output_tokens": 16}]},
+        "serving": {
+            "request_rates": [2.0, 8.0],
+            "concurrencies": [4],
+            "lengths": [{"input_tokens": 64, "output_tokens": 16}],
+            "requests": REQUESTS,
+            "seed": 0,
+        },
+        "accuracy": [{"task": "gsm8k", "dataset": "arithmetic", "split": "test", "questions": QUESTIONS, "shots": 3}],
+        "perplexity": [{"dataset": "arithmetic", "split": "test", "documents": DOCUMENTS}],
+        "repeats": REPEATS,
+        "baseline": "bf16",
+    }

@@ -1,0 +1,90 @@
+"""The study, its jobs, and the few functions that rules need."""
+
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from quantbench.errors import UserError
+from quantbench.tables import SCHEMA as TABLES
+from quantbench.workflow import Workflow
+
+try:
+    STUDY = Workflow(config)
+except UserError as error:
+    raise WorkflowError(str(error))
+
+
+wildcard_constraints:
+    study="[^/]+",
+    gpu="[^/]+",
+    model="[^/]+",
+    scheme="[^/]+",
+
+
+def job(name):
+    """The job of a rule as one canonical text: its only param that matters, named so that nothing can be swapped."""
+    return lambda wildcards: STUDY.job_text(name, **wildcards)
+
+
+def lost(name):
+    """A mark that differs when a pointer is older than the loss of what it points to, so that the job runs again."""
+    return lambda wildcards: STUDY.lost(name, **wildcards)
+
+
+def needs(name):
+    """Pointers that the jobs of a rule wait for: checkpoints that the store lacks. What is stored is read from there."""
+    return lambda wildcards: STUDY.needs(name, **wildcards)
+
+
+def pointers(*names):
+    """Pointers of the jobs for which the store lacks something; of all rules where none is named."""
+    return STUDY.pointers(*names) if STUDY.planned else []
+
+
+def python(environment):
+    """Interpreter of an environment, which build_env makes."""
+    return f"{STUDY.environment(environment)}/bin/python"
+
+
+def engine_python(wildcards):
+    return python(STUDY.engine_environment(wildcards.gpu))
+
+
+def engine_ready(wildcards):
+    return ancient(f"{STUDY.environment(STUDY.engine_environment(wildcards.gpu))}/ready")
+
+
+def staged():
+    return STUDY.staged()
+
+
+def environments():
+    return [f"{STUDY.environment(name)}/ready" for name in STUDY.environments]
+
+
+def staging_environment():
+    """Hub sources are fetched by the engine's environment, which has the hub's client; local ones need none."""
+    return [ancient(f"{STUDY.environment(STUDY.hub_environment)}/ready")] if STUDY.hub_environment else []
+
+
+def library(script):
+    """A local script and the library, whose content decides whether tables and report are stale. Jobs that measure do not
+    list theirs: what a point depends on is in its key, and an edited comment must not cost GPU hours."""
+    return [SCRIPTS / f"{script}.py", *sorted((SCRIPTS / "quantbench").glob("*.*"))]
+
+
+def table_files():
+    return expand(f"results/{STUDY.study.name}/tables/{{table}}.{{suffix}}", table=TABLES, suffix=["parquet", "csv"])
+
+
+def report_files():
+    return [f"reports/{STUDY.study.name}.html", f"reports/{STUDY.study.name}.summary.json"]
+
+
+# Staging is over when these jobs run: nothing may reach for the hub. Engine output goes to the log, progress to the console.
+OFFLINE = "HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 QUANTBENCH_CONSOLE=3"
+STAGING_PYTHON = python(STUDY.hub_environment) if STUDY.hub_environment else sys.executable

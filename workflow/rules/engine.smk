@@ -1,0 +1,26 @@
+"""Measure latency, throughput, accuracy and perplexity of a variant: one engine start.
+
+needs   a checkpoint and the staged data sets
+makes   results/{study}/engine/{gpu}/{model}/{scheme}.json; the points go to the store
+"""
+
+
+rule measure_engine:
+    input:
+        ancient(needs("measure_engine")),
+        engine_ready,
+        manifest=ancient(f"results/{STUDY.study.name}/manifest.json"),
+    output:
+        STUDY.pattern("measure_engine"),
+    params:
+        job=job("measure_engine"),
+        lost=lost("measure_engine"),
+        python=engine_python,
+    log:
+        "results/{study}/logs/measure_engine/{gpu}/{model}/{scheme}.log",
+    # A device measures one thing at a time; where the device is the CPU, that takes all of its cores.
+    threads: workflow.cores
+    shell:
+        "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/measure_engine.py"
+        " --job={params.job:q} --store={STUDY.store.root:q} --output={output:q} --manifest={input.manifest:q}"
+        " 3>&2 > {log:q} 2>&1"

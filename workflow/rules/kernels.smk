@@ -1,0 +1,26 @@
+"""Time the matrix products of every model in every scheme, one process per gpu.
+
+needs   the models' config.json
+makes   results/{study}/kernels/{gpu}.json; the points go to the store
+"""
+
+
+rule measure_gemm:
+    input:
+        ancient(needs("measure_gemm")),
+        engine_ready,
+        manifest=ancient(f"results/{STUDY.study.name}/manifest.json"),
+    output:
+        STUDY.pattern("measure_gemm"),
+    params:
+        job=job("measure_gemm"),
+        lost=lost("measure_gemm"),
+        python=engine_python,
+    log:
+        "results/{study}/logs/measure_gemm/{gpu}.log",
+    # A device measures one thing at a time; where the device is the CPU, that takes all of its cores.
+    threads: workflow.cores
+    shell:
+        "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/measure_gemm.py"
+        " --job={params.job:q} --store={STUDY.store.root:q} --output={output:q} --manifest={input.manifest:q}"
+        " 3>&2 > {log:q} 2>&1"

@@ -1,0 +1,26 @@
+"""Name every point of the study, and say what is missing.
+
+makes   results/{study}/manifest.json
+"""
+
+
+localrules:
+    list_points,
+    plan,
+
+
+rule list_points:
+    output:
+        f"results/{STUDY.study.name}/manifest.json",
+    params:
+        config=STUDY.config_text(),
+        digest=STUDY.manifest_digest(),
+    shell:
+        "{sys.executable:q} {SCRIPTS}/list_points.py --config={params.config:q} --output={output:q}"
+
+
+rule plan:
+    params:
+        config=STUDY.config_text(),
+    shell:
+        "{sys.executable:q} {SCRIPTS}/plan.py --config={params.config:q}"

@@ -1,0 +1,26 @@
+"""Ask a device what it is, and measure its two ceilings: bandwidth and matrix rate.
+
+needs   nothing
+makes   results/{study}/gpus/{gpu}.json
+"""
+
+
+rule probe_gpu:
+    input:
+        ancient(needs("probe_gpu")),
+        engine_ready,
+        manifest=ancient(f"results/{STUDY.study.name}/manifest.json"),
+    output:
+        STUDY.pattern("probe_gpu"),
+    params:
+        job=job("probe_gpu"),
+        lost=lost("probe_gpu"),
+        python=engine_python,
+    log:
+        "results/{study}/logs/probe_gpu/{gpu}.log",
+    # A device measures one thing at a time; where the device is the CPU, that takes all of its cores.
+    threads: workflow.cores
+    shell:
+        "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/probe_gpu.py"
+        " --job={params.job:q} --store={STUDY.store.root:q} --output={output:q} --manifest={input.manifest:q}"
+        " 3>&2 > {log:q} 2>&1"

@@ -1,0 +1,24 @@
+"""Quantize a model by one scheme's recipe, with llm-compressor, offline.
+
+needs   a staged model and, for calibrated schemes, a staged data set
+makes   results/{study}/checkpoints/{model}/{scheme}.json, which points into the store
+"""
+
+
+rule quantize_model:
+    input:
+        ancient(needs("quantize_model")),
+        ancient(f"{STUDY.environment(STUDY.quantize_environment)}/ready"),
+    output:
+        STUDY.pattern("quantize_model"),
+    params:
+        job=job("quantize_model"),
+        lost=lost("quantize_model"),
+        python=python(STUDY.quantize_environment),
+    log:
+        "results/{study}/logs/quantize_model/{model}/{scheme}.log",
+    threads: 1
+    shell:
+        "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/quantize_model.py"
+        " --job={params.job:q} --store={STUDY.store.root:q} --output={output:q}"
+        " 3>&2 > {log:q} 2>&1"

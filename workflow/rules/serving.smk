@@ -1,0 +1,26 @@
+"""Measure every request rate and concurrency of a variant: one server start.
+
+needs   a checkpoint
+makes   results/{study}/serving/{gpu}/{model}/{scheme}.json; the points go to the store
+"""
+
+
+rule measure_serving:
+    input:
+        ancient(needs("measure_serving")),
+        engine_ready,
+        manifest=ancient(f"results/{STUDY.study.name}/manifest.json"),
+    output:
+        STUDY.pattern("measure_serving"),
+    params:
+        job=job("measure_serving"),
+        lost=lost("measure_serving"),
+        python=engine_python,
+    log:
+        "results/{study}/logs/measure_serving/{gpu}/{model}/{scheme}.log",
+    # A device measures one thing at a time; where the device is the CPU, that takes all of its cores.
+    threads: workflow.cores
+    shell:
+        "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/measure_serving.py"
+        " --job={params.job:q} --store={STUDY.store.root:q} --output={output:q} --manifest={input.manifest:q}"
+        " 3>&2 > {log:q} 2>&1"

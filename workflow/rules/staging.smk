@@ -1,0 +1,39 @@
+"""Bring models and data sets into the store: all that needs the network, on the login node.
+
+makes   results/{study}/models/{model}.json   results/{study}/datasets/{dataset}.json
+"""
+
+
+localrules:
+    stage_model,
+    stage_dataset,
+
+
+rule stage_model:
+    input:
+        staging_environment(),
+    output:
+        STUDY.pattern("stage_model"),
+    params:
+        job=job("stage_model"),
+        lost=lost("stage_model"),
+    log:
+        "results/{study}/logs/stage_model/{model}.log",
+    shell:
+        "QUANTBENCH_CONSOLE=3 {STAGING_PYTHON:q} {SCRIPTS}/stage.py --job={params.job:q} --store={STUDY.store.root:q} --output={output:q}"
+        " 3>&2 > {log:q} 2>&1"
+
+
+rule stage_dataset:
+    input:
+        staging_environment(),
+    output:
+        STUDY.pattern("stage_dataset"),
+    params:
+        job=job("stage_dataset"),
+        lost=lost("stage_dataset"),
+    log:
+        "results/{study}/logs/stage_dataset/{dataset}.log",
+    shell:
+        "QUANTBENCH_CONSOLE=3 {STAGING_PYTHON:q} {SCRIPTS}/stage.py --job={params.job:q} --store={STUDY.store.root:q} --output={output:q}"
+        " 3>&2 > {log:q} 2>&1"

@@ -1,0 +1,85 @@
+"""Time the matrix products of a study's models, in every format, on one device: rule measure_gemm.
+
+Reads its points from --job, measures those that the store lacks, writes each the moment it is measured, and writes the
+list of all its points' keys to --output last.
+"""
+
+import argparse
+import json
+import os
+import random
+
+from quantbench.engine.settings import engine_environment
+from quantbench.gpus import check_device
+from quantbench.keys import canonical_json
+from quantbench.points import expand, missing_points
+from quantbench.progress import Progress
+from quantbench.provenance import finish, new_run
+from quantbench.store import Store, write_atomically
+from quantbench.supervise import supervised
+
+SHUFFLE_SEED = 0
+
+
+def main(argv=None):
+    options = parser().parse_args(argv)
+    job, store = json.loads(options.job), Store(options.store)
+    points = missing_points(job, store)
+    if points:
+        measure(job, store, points)
+    write_atomically(options.output, canonical_json({"points": sorted(point["key"] for point in expand(job))}))
+
+
+def measure(job, store, points):
+    """Measure points layer by layer: making and repacking a layer's weights costs more than timing it."""
+    run = new_run("gemm", job)
+    check_device(job["gpu_entry"], run["device_name"])
+    os.environ.update(engine_environment(job["gpu_entry"]))
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    from quantbench.gemm.harness import Harness
+
+    store.write_run(run)
+    progress = Progress(f"measure_gemm {job['gpu']}", len(points))
+    with Harness("cuda" if job["gpu_entry"]["environment"] == "engine-cuda" else "cpu") as harness:
+        for layer in shuffled_layers(points):
+            by_m = {point["params"]["m"]: point for point in layer}
+            first, params = layer[0], layer[0]["params"]
+            outcomes = harness.measure(
+                params["n"], params["k"], list(by_m), params["dtype"], first.get("format"),
+                first.get("quantization_config"), params["repeats"],
+            )  # fmt: skip
+            for m, status, reason, rows, measured_s in outcomes:
+                store.write_point(
+                    by_m[m]["identity"],
+                    status=status, reason=reason, rows=rows, run_id=run["run_id"], measured_s=measured_s,
+                )  # fmt: skip
+                run["points_measured"] += 1
+                run["measured_s"] += measured_s
+                progress.step()
+    store.write_run(finish(run))
+
+
+def shuffled_layers(points):
+    """Points grouped by all but their m, in an order that no drift of the machine can follow."""
+    groups = {}
+    for point in points:
+        shared = {**point["identity"], "params": {**point["params"], "m": None}}
+        groups.setdefault(canonical_json(shared), []).append(point)
+    shuffle = random.Random(SHUFFLE_SEED).shuffle
+    layers = [groups[name] for name in sorted(groups)]
+    shuffle(layers)
+    for layer in layers:
+        shuffle(layer)
+    return layers
+
+
+def parser():
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--job", required=True, help="the job as canonical JSON")
+    arguments.add_argument("--store", required=True, help="folder of the store")
+    arguments.add_argument("--output", required=True, help="pointer file, written last")
+    return arguments
+
+
+if __name__ == "__main__":
+    supervised(main)

@@ -1,0 +1,60 @@
+"""Numbers and names as a person reads them. SI inside the library, converted here and nowhere else."""
+
+MISSING = "–"
+
+
+def factor(value):
+    """1.824 -> "1.82×". None -> a dash."""
+    return MISSING if value is None else f"{value:.3g}×" if value >= 10 else f"{value:.2f}×"
+
+
+def share(value, digits=1):
+    """0.625 -> "62.5 %"."""
+    return MISSING if value is None else f"{100 * value:.{digits}f} %"
+
+
+def points(value, digits=1):
+    """A difference of two shares, in percentage points, signed: -0.08 -> "−8.0"."""
+    return MISSING if value is None else f"{100 * value:+.{digits}f}".replace("-", "−")
+
+
+def seconds(value):
+    """0.0123 -> "12.3 ms"."""
+    return scaled(value, "s", ((1, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n")))
+
+
+def amount(value, unit):
+    """4.8e12, "B/s" -> "4.80 TB/s"."""
+    return scaled(value, unit, ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, "")))
+
+
+def scaled(value, unit, steps):
+    if value is None:
+        return MISSING
+    for size, prefix in steps:
+        if abs(value) >= size:
+            break
+    number = value / size
+    return f"{number:.0f} {prefix}{unit}" if abs(number) >= 100 else f"{number:.3g} {prefix}{unit}"
+
+
+def interval(low, high, shown):
+    """"[1.79, 1.85]", each end as `shown` writes it; no interval: an empty text."""
+    return "" if low is None or high is None else f"[{shown(low)}, {shown(high)}]"
+
+
+def with_interval(estimate, shown):
+    """(value, low, high) -> "1.82× [1.79×, 1.85×]"."""
+    value, low, high = estimate
+    return " ".join(filter(None, (shown(value), interval(low, high, shown))))
+
+
+def listed(names):
+    """["a", "b", "c"] -> "a, b and c"."""
+    names = list(names)
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
+
+
+def time_unit(most_s):
+    """(unit, seconds in it) in which the greatest time of a chart is a handy number."""
+    return next(((unit, size) for unit, size in (("s", 1), ("ms", 1e-3)) if most_s >= size), ("µs", 1e-6))

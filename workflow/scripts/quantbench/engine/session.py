@@ -1,0 +1,77 @@
+"""One engine in this process: started once, asked for its kernels, measured many times.
+
+Imports vLLM inside functions, after the process environment is set.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from quantbench.load import random_prompts
+from quantbench.statistics import narrow_enough
+
+
+class Session:
+    """A running `vllm.LLM` on one checkpoint.
+
+    start_s          seconds from the constructor's call to the engine's readiness, imports not counted
+    kernels          what runs each linear layer (see engine/kernels.py)
+    """
+
+    def __init__(self, checkpoint, engine_args):
+        from vllm import LLM
+
+        started = time.perf_counter()
+        self.llm = LLM(
+            model=str(checkpoint),
+            disable_log_stats=False,
+            worker_extension_cls="quantbench.engine.kernels.KernelReporter",
+            **engine_args,
+        )
+        self.start_s = time.perf_counter() - started
+        self.checkpoint = Path(checkpoint)
+        self.kernels = self.llm.collective_rpc("report_kernels")[0]
+
+    def load_record(self):
+        """The row of a `load` point: start time, memory and kernels."""
+        cache = self.llm.llm_engine.vllm_config.cache_config
+        blocks = getattr(cache, "num_gpu_blocks", None)
+        return {
+            "engine_start_s": self.start_s,
+            # Repacked layers read as empty on a CPU: the files say what the weights take.
+            "weight_bytes": sum(path.stat().st_size for path in self.checkpoint.glob("*.safetensors")),
+            "kv_cache_tokens": blocks * cache.block_size if blocks else None,
+            "kernels": self.kernels,
+        }
+
+    def latency(self, batch_size, input_tokens, output_tokens, repeats):
+        """Rows of one batch, end to end: elapsed_s until its last token, ttft_s until every sequence has its first."""
+        return self._batches(batch_size, input_tokens, output_tokens, repeats, first_token=True)
+
+    def throughput(self, batch_size, input_tokens, output_tokens, repeats):
+        """Rows of `batch_size` prompts submitted at once: elapsed_s until all are done."""
+        return self._batches(batch_size, input_tokens, output_tokens, repeats, first_token=False)
+
+    def _batches(self, batch_size, input_tokens, output_tokens, repeats, first_token):
+        from vllm import SamplingParams
+
+        # Greedy, never stopping early, never turned into text: exactly `output_tokens` decoding steps.
+        parameters = SamplingParams(max_tokens=output_tokens, temperature=0.0, ignore_eos=True, detokenize=False)
+        vocabulary = self.llm.llm_engine.model_config.get_vocab_size()
+        prompts = [{"prompt_token_ids": ids} for ids in random_prompts(batch_size, input_tokens, vocabulary, seed=0)]
+
+        def once():
+            started = time.perf_counter()
+            outputs = self.llm.generate(prompts, parameters, use_tqdm=False)
+            elapsed_s = time.perf_counter() - started
+            row = {"elapsed_s": elapsed_s}
+            if first_token:
+                row["ttft_s"] = max(output.metrics.first_token_latency for output in outputs)
+            return row
+
+        once()  # compiles, allocates and warms caches for this shape
+        rows = []
+        while not narrow_enough(np.array([row["elapsed_s"] for row in rows]), repeats):
+            rows.append({"repeat": len(rows), **once()})
+        return rows

@@ -1,0 +1,175 @@
+"""The report's tables below the charts: kernels that really ran, what is missing and why, and provenance.
+
+Each function takes the manifest and the tables (polars frames by name) and returns plain dicts for the template.
+"""
+
+import json
+
+import polars as pl
+
+from quantbench import display
+
+STATES = {
+    "unsupported": "unsupported",
+    "out_of_memory": "out of memory",
+    "timeout": "timed out",
+    "invalid": "invalid",
+    "skipped": "skipped",
+    "missing": "not measured yet",
+}
+# Tables whose rows are points of the study; the others describe runs and devices.
+STAGES = ("kernels", "gemm", "latency", "throughput", "serving", "accuracy", "perplexity")
+STAGE_NAMES = {"kernels": "kernel report", "gemm": "kernels", "load": "loading"}
+VERDICTS = {"as_promised": ("good", "as promised"), "computes_other": ("bad", ""), "unquantized": ("bad", "silently ran unquantized")}
+
+
+def kernels_that_ran(manifest, tables):
+    """Groups by gpu and model; a row per scheme, kernel and where it was read."""
+    rows = _rows(tables, "kernels", ok=True)
+    seen = {}
+    for row in rows:
+        where = (row["gpu"], row["model"])
+        what = (row["scheme"], row["kernel"], row["computes"], row["expected"], row["verdict"])
+        entry = seen.setdefault(where, {}).setdefault(what, {"layers": {}, "stages": []})
+        entry["layers"][row["layer_kind"]] = row["layers"]
+        if row["stage"] not in entry["stages"]:
+            entry["stages"].append(row["stage"])
+    groups = []
+    for (gpu, model), entries in _by_study(manifest, seen):
+        shown = []
+        for (scheme, kernel, computes, expected, verdict), entry in entries.items():
+            tone, words = VERDICTS.get(verdict, ("warn", "not known what it computes"))
+            if verdict == "computes_other":
+                words = f"computes {computes} instead of {expected}"
+            elif verdict == "as_promised":
+                words = f"computes {computes}, as promised"
+            layers = ", ".join(f"{count} × {kind}" for kind, count in entry["layers"].items())
+            row = {"scheme": scheme, "kernel": kernel, "layers": layers, "stage": display.listed(entry["stages"])}
+            shown.append({**row, "tone": tone, "verdict": words})
+        shown.sort(key=lambda row: _place(manifest["study"]["schemes"], row["scheme"]))
+        groups.append({"heading": f"{gpu} · {model}", "rows": shown})
+    return groups
+
+
+def missing(manifest, tables):
+    """Groups by gpu and model of what gave no numbers: skipped by the plan, or measured with a status other than ok."""
+    found = {}
+
+    def add(row, kind, stage):
+        what = found.setdefault((row["gpu"], row["model"]), {}).setdefault((row["scheme"], kind, row["reason"]), [])
+        what.append(STAGE_NAMES.get(stage, stage))
+
+    for skip in manifest["skips"]:
+        add(skip, "skipped", skip["stage"])
+    for table in STAGES:
+        for row in _rows(tables, table, ok=False):
+            add(row, row["status"], table)
+    groups = []
+    for (gpu, model), entries in _by_study(manifest, found):
+        rows = [
+            {"scheme": scheme, "kind": kind, "badge": STATES.get(kind, kind), "reason": reason, "what": _counted(stages)}
+            for (scheme, kind, reason), stages in entries.items()
+        ]
+        rows.sort(key=lambda row: (_place(manifest["study"]["schemes"], row["scheme"]), row["kind"]))
+        groups.append({"heading": " · ".join(filter(None, (gpu, model))), "rows": rows})
+    return groups
+
+
+def _counted(stages):
+    counts = {stage: stages.count(stage) for stage in dict.fromkeys(stages)}
+    return ", ".join(stage if count == 1 else f"{stage} ({count} points)" for stage, count in counts.items())
+
+
+def provenance(manifest, tables):
+    """The parts of the last section: devices, checkpoints, runs, and how to make it again."""
+    runs = _rows(tables, "runs")
+    commits = list(dict.fromkeys(run["commit"] for run in runs if run["commit"]))
+    return [*_devices(tables), *_checkpoints(manifest, tables), *_runs(runs), _again(manifest, commits)]
+
+
+def _devices(tables):
+    rows = [
+        [
+            row["gpu"],
+            row["device_name"] or display.MISSING,
+            row["capability"] or display.MISSING,
+            display.amount(row["memory_bytes"], "B"),
+            display.amount(row["datasheet_bandwidth_bytes_per_s"], "B/s"),
+            display.amount(row["measured_bandwidth_bytes_per_s"], "B/s"),
+            row["dtype"] or display.MISSING,
+            display.amount(row["datasheet_flops_per_s"], "FLOP/s"),
+            display.amount(row["measured_flops_per_s"], "FLOP/s"),
+        ]
+        for row in _rows(tables, "gpus", ok=True)
+    ]
+    columns = ["gpu", "device", "capability", "memory", "bandwidth, data sheet", "measured"]
+    columns += ["format", "matrix rate, data sheet", "measured"]
+    note = "What the data sheet promises beside what a large copy and a large matrix product reached here."
+    return [{"title": "Devices", "note": note, "columns": columns, "rows": rows}] if rows else []
+
+
+def _checkpoints(manifest, tables):
+    described = {name: scheme.get("description", "") for name, scheme in manifest["schemes"].items()}
+    rows = [
+        [
+            row["scheme"],
+            row["model"],
+            (row["checkpoint_key"] or display.MISSING)[:12],
+            (row["calibration_key"] or display.MISSING)[:12],
+            display.seconds(row["quantize_s"]),
+            display.amount(row["peak_memory_bytes"], "B"),
+            described.get(row["scheme"], ""),
+        ]
+        for row in _rows(tables, "checkpoints")
+    ]
+    columns = ["scheme", "model", "checkpoint key", "calibration key", "quantized in", "peak memory", "what it is"]
+    sources = "; ".join(f"{name}: {model['source']}, key {model['key'][:12]}" for name, model in manifest["models"].items())
+    return [{"title": "Checkpoints", "note": f"Models: {sources}.", "columns": columns, "rows": rows}] if rows else []
+
+
+def _runs(runs):
+    rows = []
+    for run in sorted(runs, key=lambda run: (run["gpu"] or "", run["started_at"] or "")):
+        versions = json.loads(run["versions"] or "{}")
+        said = ", ".join(f"{name} {version}" for name, version in versions.items())
+        cells = [run["run_id"], run["stage"], run["gpu"], run["device_name"], run["driver"], said]
+        cells += [(run["commit"] or display.MISSING)[:10], (run["started_at"] or "")[:19].replace("T", " "), run["host"]]
+        rows.append([cell or display.MISSING for cell in cells])
+    columns = ["run", "stage", "gpu", "device", "driver", "versions", "commit", "started (UTC)", "host"]
+    note = "One row per process that measured. Engine arguments, clocks and logs are in tables/runs.csv."
+    return [{"title": "Runs", "note": note, "columns": columns, "rows": rows}] if rows else []
+
+
+def _again(manifest, commits):
+    study = manifest["study"]["study"]
+    # A tree with uncommitted changes cannot be checked out again, so nothing is promised for it.
+    at = f"git checkout {commits[-1]}\n" if commits else ""
+    note = "Measurements already in the store are not repeated; with an empty store everything is."
+    if len(commits) > 1:
+        note += f" The runs above come from {len(commits)} commits; this is the last one."
+    return {
+        "title": "Make it again",
+        "note": note,
+        "code": f"{at}snakemake --configfile config/{study}.yaml report",
+    }
+
+
+def _by_study(manifest, groups):
+    """Items of {(gpu, model): ...} in the study's order."""
+    study = manifest["study"]
+    models = [model["name"] for model in study["models"]]
+    return sorted(groups.items(), key=lambda item: (_place(study["gpus"], item[0][0]), _place(models, item[0][1])))
+
+
+def _place(names, name):
+    return names.index(name) if name in names else len(names)
+
+
+def _rows(tables, table, ok=None):
+    frame = tables.get(table)
+    if frame is None:
+        return []
+    if ok is not None:
+        is_ok = pl.col("status") == "ok"
+        frame = frame.filter(is_ok if ok else ~is_ok)
+    return frame.to_dicts()

@@ -1,0 +1,58 @@
+"""Data sheets of the devices a study may name (config/gpus.yaml), and the check that a job runs on the one it claims."""
+
+import difflib
+import json
+import re
+from pathlib import Path
+
+from quantbench.errors import UserError
+
+SCHEMA = Path(__file__).parents[2] / "schemas" / "gpus.schema.json"
+
+
+def load_gpus(path):
+    """The entries of a data sheet file, by name. Raises UserError: file, entry, key, and the nearest valid key."""
+    # Workflow environment only; the engine's scripts import this module for check_device.
+    import jsonschema
+    import yaml
+
+    try:
+        entries = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the data sheets: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    schema = json.loads(SCHEMA.read_text())
+    validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker(["regex"]))
+    errors = sorted(validator.iter_errors(entries), key=lambda error: [str(part) for part in error.absolute_path])
+    if errors:
+        raise UserError(f"{path}: {_sentence(errors[0])}")
+    return entries
+
+
+def _sentence(error):
+    """One schema error in the user's words."""
+    where = ".".join(str(part) for part in error.absolute_path) or "the file"
+    if error.validator == "additionalProperties":
+        valid = error.schema["properties"]
+        unknown = next(key for key in error.instance if key not in valid)
+        nearest = difflib.get_close_matches(str(unknown), valid, n=1, cutoff=0.0)
+        return f"{where}: unknown key {unknown!r}; the nearest valid key is {nearest[0]!r}"
+    if error.validator == "type" and isinstance(error.instance, str) and "number" in error.schema["type"]:
+        return f"{where}: {error.instance!r} is text, not a number (write the sign of the exponent: 4.8e+12)"
+    return f"{where}: {error.message}"
+
+
+def check_device(entry, name):
+    """Nothing when a device's name fits the entry. Raises UserError, naming both, when it does not.
+
+    entry  one entry of the data sheets (only `name_patterns` and `description` are read)
+    name   what the driver, or /proc/cpuinfo, calls the device this process sees
+    """
+    if any(re.fullmatch(pattern, name) for pattern in entry["name_patterns"]):
+        return
+    expected = entry.get("description") or " or ".join(entry["name_patterns"])
+    raise UserError(
+        f"this machine has {name!r}, the job is for {expected} (name_patterns: {', '.join(entry['name_patterns'])});"
+        " run it on the right device, or give this one its own entry in the data sheets"
+    )

@@ -1,0 +1,80 @@
+"""Which jobs a study needs: one per gpu and variant, and only where the store lacks something.
+
+A job carries its points as one canonical JSON text. Snakemake compares params as a set of values without names, so one
+sorted text is what makes it see every change, and no difference in order.
+"""
+
+from quantbench.keys import canonical_json
+from quantbench.points import GROUP_FIELDS, JOB_OF_STAGE, expand
+from quantbench.schemes import compressed_tensors_config
+
+
+def build_jobs(manifest, store):
+    """{job name: {(gpu, model, scheme): job}} of the whole study; model and scheme are None for jobs of a whole gpu."""
+    jobs = {name: {} for name in ("probe_gpu", "measure_gemm", "measure_engine", "measure_serving")}
+    checkpoints = {(c["model"], c["scheme"]): c for c in manifest["checkpoints"]}
+    for point in manifest["points"]:
+        name = JOB_OF_STAGE[point["stage"]]
+        variant = (None, None) if name in ("probe_gpu", "measure_gemm") else (point["model"], point["scheme"])
+        target = (point["gpu"], *variant)
+        if target not in jobs[name]:
+            jobs[name][target] = _new_job(manifest, store, *target, checkpoints.get(variant))
+        _add(jobs[name][target], point["identity"], manifest, point["scheme"])
+    for (gpu, model, scheme), job in jobs["measure_serving"].items():
+        engine = jobs["measure_engine"][gpu, model, scheme]
+        job["load_point"] = next(p["identity"] for p in expand(engine) if p["stage"] == "load")
+    return jobs
+
+
+def quantize_jobs(manifest, store):
+    """{(model, scheme): job} of the variants that need a checkpoint of their own."""
+    found = {}
+    for entry in manifest["checkpoints"]:
+        if entry["quantized"]:
+            calibration = entry["identity"]["calibration"]
+            rows = calibration and store.folder("datasets", calibration["dataset"]) / f"{calibration['split']}.jsonl"
+            found[entry["model"], entry["scheme"]] = {
+                "model": entry["model"],
+                "scheme": entry["scheme"],
+                "identity": entry["identity"],
+                "model_path": str(store.folder("models", entry["identity"]["model"])),
+                "dataset_path": rows and str(rows),
+                "recipe": manifest["schemes"][entry["scheme"]],
+            }
+    return found
+
+
+def checkpoint_folder(entry, store):
+    """Where a variant's weights lie: a quantized checkpoint, or the model itself."""
+    return store.folder("checkpoints" if entry["quantized"] else "models", entry["key"])
+
+
+def text(job):
+    """A job as the one canonical text that is Snakemake's param and the script's --job."""
+    return canonical_json(job)
+
+
+def _new_job(manifest, store, gpu, model, scheme, entry):
+    job = {"gpu": gpu, "model": model, "scheme": scheme, "gpu_entry": manifest["gpus"][gpu], "groups": []}
+    if entry:
+        job["checkpoint_path"] = str(checkpoint_folder(entry, store))
+        job["expects"] = {name: manifest["schemes"][scheme][name] for name in ("computes", "ignore")}
+    return job
+
+
+def _add(job, identity, manifest, scheme):
+    """Put a point into the job, beside the others that differ from it in nothing but their parameters."""
+    varying = {name: identity[name] for name in GROUP_FIELDS if name in identity}
+    job.setdefault("common", {k: v for k, v in identity.items() if k not in varying and k != "params"})
+    job["engine_args"] = identity.get("engine_args")
+    for group in job["groups"]:
+        if all(group.get(name) == value for name, value in varying.items()):
+            break
+    else:
+        group = varying | {"params": []}
+        if identity.get("format"):
+            recipe = manifest["schemes"][scheme]
+            group["quantization_config"] = compressed_tensors_config(recipe["format"], recipe["targets"], [])
+        job["groups"].append(group)
+    if identity["params"] not in group["params"]:
+        group["params"].append(identity["params"])

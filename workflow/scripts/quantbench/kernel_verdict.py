@@ -1,0 +1,92 @@
+"""What a scheme promised beside what the engine's kernels did. Pure."""
+
+import re
+
+VERDICTS = ("as_promised", "computes_other", "unquantized")
+FLOATS = ("bf16", "fp16", "fp32")
+
+# What vLLM's own chooser (0.32) takes for everyday shapes, from running it with a faked device: compute capability to
+# kernel. FP8 in blocks is left out: which of DeepGEMM and CUTLASS runs hangs on what is installed.
+CUDA_KERNELS = {
+    "w4a16": {"7.5": "MarlinLinearKernel", "8.0": "MarlinLinearKernel", "8.6": "MarlinLinearKernel",
+              "8.9": "MarlinLinearKernel", "9.0": "MacheteLinearKernel"},
+    "w8a8-int8": {"7.5": "CutlassInt8ScaledMMLinearKernel", "8.0": "CutlassInt8ScaledMMLinearKernel",
+                  "8.6": "CutlassInt8ScaledMMLinearKernel", "8.9": "CutlassInt8ScaledMMLinearKernel",
+                  "9.0": "CutlassInt8ScaledMMLinearKernel"},
+    "w8a8-fp8": {"8.9": "CutlassFP8ScaledMMLinearKernel", "9.0": "CutlassFP8ScaledMMLinearKernel"},
+}  # fmt: skip
+CPU_KERNELS = {
+    "w4a16": "CPUWNA16LinearKernel",
+    "w8a8-int8": "CPUInt8ScaledMMLinearKernel",
+    "w8a16-fp8": "CPUFp8BlockScaledMMKernel",
+}
+
+
+def verdict(promised, observed_computes, quantized):
+    """One of VERDICTS, for one group of layers; None when the kernel that ran is not known.
+
+    promised           what the scheme says it computes, for these layers (see promised_for)
+    observed_computes  what the kernel that ran computes; None for an unknown kernel
+    quantized          False for a layer that ran in the model's own type
+    """
+    if not quantized:
+        return "as_promised" if promised in FLOATS and observed_computes == promised else _unquantized(promised)
+    if observed_computes is None:
+        return None
+    return "as_promised" if observed_computes == promised else "computes_other"
+
+
+def _unquantized(promised):
+    """A layer in its own type: where another type of float was promised it computes another, else it is unquantized."""
+    return "computes_other" if promised in FLOATS else "unquantized"
+
+
+def promised_for(scheme, layer_kind, dtype="bf16"):
+    """What a scheme promises for the layers of one kind: its `computes`, or the model's own type for ignored layers.
+
+    `ignore` holds the names the toolkit matches: the layer's own name, or "re:" and a regular expression on it.
+    """
+    for ignored in scheme.get("ignore") or []:
+        if ignored.startswith("re:"):
+            matches = re.match(ignored[3:], layer_kind)
+        else:
+            matches = ignored.rsplit(".", 1)[-1] == layer_kind
+        if matches:
+            return dtype
+    return scheme["computes"]
+
+
+def expected_kernel(promised, gpu_entry, format=None):
+    """The kernel class vLLM is known to take for what is promised on a device; None where that is not known.
+
+    promised   "w4a16", ...
+    gpu_entry  the device's entry in config/gpus.yaml
+    format     the scheme's format, for the cases in which the promise alone does not decide
+    """
+    strategy = ((format or {}).get("weights") or {}).get("strategy")
+    if gpu_entry["environment"] == "engine-cpu":
+        return CPU_KERNELS.get(promised)
+    if promised == "w8a8-fp8" and strategy == "block":
+        return None
+    return CUDA_KERNELS.get(promised, {}).get(gpu_entry["compute_capability"])
+
+
+def refusal(expects, kernels, dtype):
+    """Why a variant must not be measured as its scheme, or None: a scheme that silently ran unquantized is not the scheme.
+
+    expects  {"computes", "ignore"} of the scheme
+    kernels  what the engine reported (see engine/kernels.py)
+    dtype    the engine's dtype: bfloat16 or float16
+    """
+    own = {"bfloat16": "bf16", "float16": "fp16"}[dtype]
+    if expects["computes"] in FLOATS:
+        return None
+    verdicts = {
+        entry["layer_kind"]: verdict(promised_for(expects, entry["layer_kind"], own), entry["computes"], entry["quantized"])
+        for entry in kernels
+    }
+    wrong = [kind for kind, found in verdicts.items() if found == "unquantized"]
+    if not wrong:
+        return None
+    ran = sorted({entry["kernel"] for entry in kernels if entry["layer_kind"] in wrong})
+    return f"silently ran unquantized: {', '.join(wrong)} took {', '.join(ran)} instead of computing {expects['computes']}"

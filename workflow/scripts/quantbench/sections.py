@@ -1,0 +1,89 @@
+"""What the report's chart sections share: the study, its tables, the schemes' looks and order, and how a section is made.
+
+A section is {"id", "title", "intro", "missing", "notices", "legend", "groups"}; a group (one gpu, model and load) has a
+`heading` that says what its charts show, a `kicker` that says of what, `panels` [{"title", "description", "chart"}],
+`notes`, and `numbers`, the same values as a table. `missing` is the sentence for a stage with nothing to show, and then
+`groups` is empty.
+"""
+
+import polars as pl
+
+from quantbench import charts, display
+
+NOT_ASKED = "The study's config has no section “{stage}”."
+NOTHING_OK = "Asked for, but no point was measured: see what is missing, and why, below."
+
+
+class Context:
+    """One study's sections: `study` is the resolved config, `look` its schemes in order with colour and shape."""
+
+    def __init__(self, manifest, tables):
+        self.manifest, self.study, self.tables = manifest, manifest["study"], tables
+        self.baseline = self.study["baseline"]
+        self.confidence = self.study.get("repeats", {}).get("confidence", 0.95)
+        self.look = charts.looks(self.study["schemes"], self.baseline)
+        self.models = [model["name"] for model in self.study["models"]]
+
+    def section(self, stage, title, intro, groups, asked=None, notices=()):
+        asked = asked or stage
+        missing = None
+        if not groups:
+            missing = NOTHING_OK if self.study.get(asked) else NOT_ASKED.format(stage=asked)
+        present = {row[0] for group in groups for row in group["numbers"]["rows"]}
+        return {
+            "id": stage,
+            "title": title,
+            "intro": intro.format(ci=f"{100 * self.confidence:g}"),
+            "missing": missing,
+            "notices": list(notices) if groups else [],
+            "legend": [{"scheme": scheme, **look} for scheme, look in self.look.items() if scheme in present],
+            "groups": groups,
+        }
+
+    def ok(self, table):
+        """The measured rows of a table, as a frame; None for a table that is not there."""
+        frame = self.tables.get(table)
+        return None if frame is None else frame.filter(pl.col("status") == "ok")
+
+    def grouped(self, table, keys):
+        """[(values of keys, frame)] of a table's measured rows, in the study's order of gpus and models."""
+        frame = self.ok(table)
+        if frame is None:
+            return []
+        orders = {"gpu": self.study["gpus"], "model": self.models}
+
+        def place(group):
+            return [orders[k].index(v) if v in orders.get(k, ()) else v for k, v in zip(keys, group[0], strict=True)]
+
+        return sorted(parts(frame, keys), key=place)
+
+    def in_order(self, rows):
+        places = {scheme: place for place, scheme in enumerate(self.look)}
+        return sorted(rows, key=lambda row: places.get(row["scheme"], len(places)))
+
+
+def panel(title, chart, rows, x_title=None):
+    """A chart with its text alternative: every value that it shows, in words."""
+    said = []
+    for row in rows:
+        where = "" if x_title is None else f" at {x_title} {row['x']:g}"
+        said.append(f"{row['scheme']}{where}: {row['text']}")
+    return {"title": title, "description": f"{title}. {'; '.join(said)}.", "chart": chart}
+
+
+def parts(frame, keys):
+    """[(values of keys, frame)] in order of appearance."""
+    return list(frame.partition_by(keys, as_dict=True, maintain_order=True).items())
+
+
+def point(scheme, x, estimate, shown):
+    """A chart's row of an estimate (value, low, high); `shown` writes a value as a person reads it."""
+    value, low, high = estimate
+    text = display.with_interval(estimate, shown)
+    return {"scheme": scheme, "x": x, "value": value, "low": low, "high": high, "text": text}
+
+
+def rescaled(rows, size):
+    """The same rows in another unit, `size` of the old one: what a chart draws; texts stay."""
+    names = ("value", "low", "high", "floor")
+    return [{**row, **{n: row[n] / size for n in names if row.get(n) is not None}} for row in rows]

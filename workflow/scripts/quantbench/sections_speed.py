@@ -1,0 +1,202 @@
+"""The report's sections on speed: latency, throughput, serving, and kernels beside the roofline."""
+
+from quantbench import charts, display
+from quantbench.sections import panel, parts, point, rescaled
+from quantbench.statistics import median_ci, quantile_ci, ratio_of_medians_ci, ratio_of_quantiles_ci
+
+# Below this many requests the p99 is, in effect, the slowest request.
+P99_REQUESTS = 100
+
+SERVING_TIMES = (
+    ("Time to first token, median", "first_token_s", 0.5),
+    ("Time to first token, p99", "first_token_s", 0.99),
+    ("Whole answer, median", "finished_s", 0.5),
+    ("Whole answer, p99", "finished_s", 0.99),
+)
+SERVING_LOADS = {
+    "rate": ("rate_per_s", "requests per second", "At {x:g} requests per second"),
+    "concurrency": ("concurrency", "requests at once", "With {x:g} requests at once"),
+}
+
+
+def latency(context):
+    intro = (
+        "Time from handing a batch of prompts to the engine until its last token: the median of the repeats, with its "
+        "{ci} % interval as a bar. Lower is better; in the gain, higher is better."
+    )
+    return context.section("latency", "Latency by batch size", intro, _batches(context, "latency"))
+
+
+def throughput(context):
+    intro = (
+        "Tokens generated per second of a batch handed over at once: the median of the repeats, with its {ci} % interval "
+        "as a bar. Higher is better."
+    )
+    return context.section("throughput", "Throughput by batch size", intro, _batches(context, "throughput"))
+
+
+def _batches(context, stage):
+    groups, keys = [], ["gpu", "model", "input_tokens", "output_tokens"]
+    for (gpu, model, inputs, outputs), frame in context.grouped(stage, keys):
+        times = {place: part["elapsed_s"].to_list() for place, part in parts(frame, ["scheme", "batch_size"])}
+        shown = display.seconds if stage == "latency" else lambda value: display.amount(value, "tokens/s")
+        made, gains = [], []
+        for (scheme, batch), values in times.items():
+            estimate = median_ci(values, context.confidence)
+            if stage == "throughput":
+                estimate = _rate(batch * outputs, estimate)
+            made.append(point(scheme, batch, estimate, shown))
+            base = times.get((context.baseline, batch))
+            if base and scheme != context.baseline:
+                # The ratio of the baseline's time to the scheme's: above 1 is faster.
+                gain = ratio_of_medians_ci(values, base, context.confidence)
+                gains.append(point(scheme, batch, gain, display.factor))
+        kicker = f"{gpu} · {model} · {inputs} tokens in, {outputs} out"
+        groups.append({"kicker": kicker, **_batch_group(context, stage, context.in_order(made), context.in_order(gains))})
+    return groups
+
+
+def _batch_group(context, stage, made, gains):
+    batches = [row["x"] for row in made]
+    if stage == "latency":
+        (unit, size), title = display.time_unit(max(row["value"] for row in made)), "Time per batch"
+        heading = _heading(context, gains, min(batches), f"At batch {min(batches)}", "{gain} as fast as {base}")
+    else:
+        (unit, size), title = ("tokens/s", 1), "Tokens per second"
+        heading = _heading(context, gains, max(batches), f"At batch {max(batches)}", "{gain} the throughput of {base}")
+    chart = charts.lines(rescaled(made, size), context.look, x_title="batch size", y_title=f"{unit}, log scale", log=True)
+    panels = [panel(title, chart, made, "batch")]
+    gain_title = f"Gain over {context.baseline}"
+    if gains:
+        chart = charts.lines(gains, context.look, x_title="batch size", y_title=f"× {context.baseline}", reference=1)
+        panels.append(panel(gain_title, chart, gains, "batch"))
+    ratios = {(row["scheme"], row["x"]): row["text"] for row in gains}
+    table = [[row["scheme"], row["x"], row["text"], ratios.get((row["scheme"], row["x"]), "")] for row in made]
+    numbers = {"columns": ["scheme", "batch size", title.lower(), gain_title.lower()], "rows": table}
+    return {"heading": heading, "panels": panels, "notes": [], "numbers": numbers}
+
+
+def _heading(context, gains, x, where, how):
+    """What a comparison at one x says: the best gain whose interval leaves 1 behind, or that there is none."""
+    here = [row for row in gains if row["x"] == x]
+    if not here:
+        return f"{where}, nothing stands beside {context.baseline} to compare"
+    better = [row for row in here if row["low"] is not None and row["low"] > 1]
+    if not better:
+        return f"{where}, no scheme is measurably better than {context.baseline}"
+    best = max(better, key=lambda row: row["value"])
+    return f"{where}, {best['scheme']} has " + how.format(gain=display.factor(best["value"]), base=context.baseline)
+
+
+def _rate(work, estimate):
+    """Work over time. The median and the ends of an interval turn around with it."""
+    value, low, high = estimate
+    return work / value, None if high is None else work / high, None if low is None else work / low
+
+
+def serving(context):
+    intro = (
+        "A server under load. Times count from the moment a request was due, so waiting before the server counts. "
+        "{ci} % intervals as bars; lower is better."
+    )
+    groups, keys = [], ["gpu", "model", "input_tokens_asked", "output_tokens_asked", "load"]
+    # Backwards by the load's name: request rates, which is how users come, before fixed concurrency.
+    for (gpu, model, inputs, outputs, load), frame in context.grouped("serving", keys):
+        kicker = f"{gpu} · {model} · {inputs} tokens in, {outputs} out · by {SERVING_LOADS[load][1]}"
+        groups.append({"kicker": kicker, **_load_group(context, load, frame)})
+    return context.section("serving", "Serving", intro, groups)
+
+
+def _load_group(context, load, frame):
+    column, x_title, where = SERVING_LOADS[load]
+    samples = {
+        (scheme, x, name): (part[name] - part["scheduled_s"]).drop_nulls().to_list()
+        for (scheme, x), part in parts(frame, ["scheme", column])
+        for name in ("first_token_s", "finished_s")
+    }
+    panels, texts = [], {}
+    for title, name, q in SERVING_TIMES:
+        rows = [
+            point(scheme, x, quantile_ci(values, q, context.confidence), display.seconds)
+            for (scheme, x, which), values in samples.items()
+            if which == name and values
+        ]
+        rows = context.in_order(rows)
+        if not rows:
+            continue
+        unit, size = display.time_unit(max(row["value"] for row in rows))
+        chart = charts.lines(rescaled(rows, size), context.look, x_title=x_title, y_title=f"{unit}, log scale", log=True)
+        panels.append(panel(title, chart, rows, x_title))
+        for row in rows:
+            texts.setdefault((row["scheme"], row["x"]), {})[title] = row["text"]
+    most = max(x for _, x, _ in samples)
+    base = samples.get((context.baseline, most, "finished_s"))
+    gains = [
+        point(scheme, x, ratio_of_quantiles_ci(values, base, 0.5, context.confidence), display.factor)
+        for (scheme, x, name), values in samples.items()
+        if base and values and (name, x) == ("finished_s", most) and scheme != context.baseline
+    ]
+    heading = _heading(context, gains, most, where.format(x=most), "{gain} the speed of {base} for the median whole answer")
+    fewest = min(len(values) for values in samples.values())
+    caveat = f"The p99 of {fewest} requests is little more than the slowest one: a hint. It takes {P99_REQUESTS} and more."
+    titles = [shown["title"] for shown in panels]
+    table = [[s, f"{x:g}", *(cells.get(title, "") for title in titles)] for (s, x), cells in texts.items()]
+    return {
+        "heading": heading,
+        "panels": panels,
+        "notes": [caveat] if fewest < P99_REQUESTS else [],
+        "numbers": {"columns": ["scheme", x_title, *(title.lower() for title in titles)], "rows": table},
+    }
+
+
+def kernels(context):
+    intro = (
+        "Matrix products alone, timed through the engine's own layer. Point: measured. Tick: the least time that the "
+        "bandwidth and the matrix rate measured on this device allow, whichever is longer. The line between the two is "
+        "what the kernel leaves unused."
+    )
+    groups = []
+    for (gpu, model), frame in context.grouped("gemm", ["gpu", "model"]):
+        groups.append({"kicker": f"{gpu} · {model}", **_product_group(context, frame)})
+    return context.section("gemm", "Kernels beside the roofline", intro, groups, asked="kernels")
+
+
+def _product_group(context, frame):
+    panels, table, reached = [], [], []
+    for (m,), at_m in sorted(parts(frame, ["m"]), key=lambda item: item[0]):
+        rows = []
+        for (scheme, layer), part in parts(at_m, ["scheme", "layer"]):
+            row = point(scheme, m, median_ci(part["latency_s"].to_list(), context.confidence), display.seconds)
+            floor = part["floor_s"][0]
+            used = None if floor is None else floor / row["value"]
+            rows.append({**row, "layer": layer, "floor": floor})
+            cells = [scheme, layer, m, part["kernel"][0] or display.MISSING, row["text"], display.seconds(floor)]
+            table.append([*cells, display.share(used, 0)])
+            reached.append((used, f"{scheme}, {layer}, M = {m}"))
+        rows = context.in_order(rows)
+        unit, size = display.time_unit(max(row["value"] for row in rows))
+        chart = charts.roofline(rescaled(rows, size), context.look, x_title=f"{unit}, log scale")
+        said = [{**row, "scheme": f"{row['scheme']}, {row['layer']}"} for row in rows]
+        panels.append(panel(f"M = {m} {'token' if m == 1 else 'tokens'} at once", chart, said))
+    columns = ["scheme", "layer", "M", "kernel", "measured", "floor", "of the roofline"]
+    heading, notes = _reached(reached)
+    return {"heading": heading, "panels": panels, "notes": notes, "numbers": {"columns": columns, "rows": table}}
+
+
+def _reached(reached):
+    """What the shares of the roofline say. A share above 1 is no achievement but a fault of the floor or of the timing."""
+    known = [(used, what) for used, what in reached if used is not None]
+    possible, beyond = [k for k in known if k[0] <= 1], [what for used, what in known if used > 1]
+    notes = []
+    if len(known) < len(reached):
+        notes.append("No tick: no ceiling of this device was measured for what that kernel computes.")
+    if beyond:
+        more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
+        notes.append(
+            f"Faster than the floor, which cannot be: {'; '.join(beyond[:3])}{more}. There the measured ceilings are too "
+            "low for this shape (a product that stays in cache, say), so its floor says nothing."
+        )
+    if not possible:
+        return "Time of each layer's matrix product", notes
+    used, what = max(possible)
+    return f"At best, a kernel reaches {display.share(used, 0)} of what the device allows ({what})", notes

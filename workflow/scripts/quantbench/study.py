@@ -1,0 +1,199 @@
+"""A study: one config file, checked as a whole before anything runs.
+
+`load_study` holds the config to its schema, then to what the schema cannot say: names that refer to something, lengths
+that fit the model's context, data sets that exist. Everything wrong is said in one message.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from quantbench import sources
+from quantbench.errors import UserError
+from quantbench.gpus import load_gpus
+from quantbench.keys import key
+from quantbench.schemes import check_scheme_fits, load_schemes
+from quantbench.store import Store
+from quantbench.validation import check, nearest, with_defaults
+
+ROOT = Path(__file__).parents[3]
+SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.json"
+
+
+@dataclass
+class Study:
+    """A checked study. `config` has its defaults filled in; models and datasets carry identity, key and what is known."""
+
+    config: dict
+    store: Store
+    gpus: dict
+    schemes: dict
+    models: dict = field(default_factory=dict)
+    datasets: dict = field(default_factory=dict)
+
+    @property
+    def name(self):
+        return self.config["study"]
+
+    @property
+    def unstaged(self):
+        """[(kind, name)] of what has to be staged before the identities of all points are known."""
+        entries = [("models", self.models), ("datasets", self.datasets)]
+        return [(kind, name) for kind, found in entries for name, entry in found.items() if entry["config"] is None]
+
+
+def load_study(config, root=ROOT):
+    """The Study that a config (a dict, as Snakemake or YAML read it) describes. Raises UserError listing every fault."""
+    if not config:
+        raise UserError("no study: pass --configfile config/<study>.yaml")
+    check(config, SCHEMA, "the study's config")
+    resolved = with_defaults(config, json.loads(SCHEMA.read_text()))
+    study = Study(
+        config=resolved,
+        store=Store(resolved["store"]),
+        gpus=load_gpus(root / "config" / "gpus.yaml"),
+        schemes=load_schemes(root / "config" / "schemes"),
+    )
+    faults = _reference_faults(study) or _source_faults(study) or _length_faults(study)
+    if faults:
+        raise UserError("\n".join(["the study's config is not valid:", *[f"  - {fault}" for fault in faults]]))
+    study.schemes = {name: study.schemes[name] for name in resolved["schemes"]}
+    study.gpus = {name: study.gpus[name] for name in resolved["gpus"]}
+    return study
+
+
+def _reference_faults(study):
+    config, faults = study.config, []
+    for section in ("models", "datasets"):
+        faults += _twice(section, [entry["name"] for entry in config.get(section, [])])
+    for section, valid in (("schemes", study.schemes), ("gpus", study.gpus)):
+        faults += _twice(section, config[section])
+        faults += [f"{section}: unknown {section[:-1]} {n!r}{nearest(n, valid)}" for n in config[section] if n not in valid]
+    if config["baseline"] not in config["schemes"]:
+        faults.append(f"baseline: {config['baseline']!r} is not among the study's schemes{nearest(config['baseline'], config['schemes'])}")
+    names = [entry["name"] for entry in config.get("datasets", [])]
+    users = [(f"{section}[{i}]", entry) for section in ("accuracy", "perplexity") for i, entry in enumerate(config.get(section, []))]
+    if "calibration" in config:
+        users.append(("calibration", config["calibration"]))
+    for place, entry in users:
+        if entry["dataset"] not in names:
+            hint = nearest(entry["dataset"], names) if names else "; the config has no datasets section"
+            faults.append(f"{place}.dataset: unknown data set {entry['dataset']!r}{hint}")
+    calibrated = [n for n in config["schemes"] if study.schemes.get(n, {}).get("calibrated")]
+    if calibrated and "calibration" not in config:
+        faults.append(f"calibration: section is missing; {', '.join(calibrated)} cannot be quantized without it")
+    if config["repeats"]["least"] > config["repeats"]["most"]:
+        faults.append(f"repeats.least: {config['repeats']['least']} is more than repeats.most, {config['repeats']['most']}")
+    for stage, values in _sweeps(config):
+        faults += _twice(stage, values)
+    return faults
+
+
+def _sweeps(config):
+    for stage, names in (("kernels", ["tokens"]), ("latency", ["batch_sizes", "lengths"]), ("throughput", ["batch_sizes", "lengths"]),
+                         ("serving", ["request_rates", "concurrencies", "lengths"])):
+        for name in names:
+            yield f"{stage}.{name}", config.get(stage, {}).get(name, [])
+    for stage in ("accuracy", "perplexity"):
+        yield stage, config.get(stage, [])
+
+
+def _twice(place, values):
+    return [f"{place}: {value!r} stands twice" for i, value in enumerate(values) if value in values[:i]]
+
+
+def _source_faults(study):
+    """Resolve every source to an identity and a key; collect what cannot be."""
+    faults, pins = [], sources.read_pins()
+    digest = sources.DigestCache(study.store.root / "digests.json")
+    for i, entry in enumerate(study.config["models"]):
+        try:
+            source = sources.parse(entry["source"], "model")
+            identity = sources.model_identity(source, pins, digest)
+            config = _staged_json(study, "models", identity, "config.json") if source.path is None else _local_config(source)
+            study.models[entry["name"]] = {**entry, "identity": identity, "key": identity and key(identity), "config": config}
+        except UserError as error:
+            faults.append(f"models[{i}].source: {error}")
+    for i, entry in enumerate(study.config.get("datasets", [])):
+        try:
+            source = sources.parse(entry["source"], "data")
+            identity = sources.dataset_identity(source, entry.get("subset"), pins, digest)
+            splits = _staged_json(study, "datasets", identity, "quantbench.json") if source.path is None else _local_splits(source)
+            study.datasets[entry["name"]] = {**entry, "identity": identity, "key": identity and key(identity), "config": splits}
+        except UserError as error:
+            faults.append(f"datasets[{i}].source: {error}")
+    return faults + ([] if faults else _split_faults(study))
+
+
+def _local_config(source):
+    try:
+        return json.loads((source.path / "config.json").read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{source.path / 'config.json'} is not valid JSON: {error}") from None
+
+
+def _local_splits(source):
+    splits = {}
+    for split, path in sources.dataset_files(source.path).items():
+        with open(path) as file:
+            splits[split] = sum(1 for line in file if line.strip())
+    return {"splits": splits}
+
+
+def _staged_json(study, kind, identity, name):
+    if identity is None or not study.store.has_folder(kind, key(identity)):
+        return None
+    return json.loads((study.store.folder(kind, key(identity)) / name).read_text())
+
+
+def _split_faults(study):
+    """Rows that are asked for, and are not in the data set."""
+    asked = []
+    for i, entry in enumerate(study.config.get("accuracy", [])):
+        asked.append((f"accuracy[{i}].questions", entry["dataset"], entry["split"], entry["questions"]))
+        if entry["shots"]:
+            asked.append((f"accuracy[{i}].shots", entry["dataset"], entry["fewshot_split"], entry["shots"]))
+    for i, entry in enumerate(study.config.get("perplexity", [])):
+        asked.append((f"perplexity[{i}].documents", entry["dataset"], entry["split"], entry["documents"]))
+    if "calibration" in study.config:
+        entry = study.config["calibration"]
+        asked.append(("calibration.samples", entry["dataset"], entry["split"], entry["samples"]))
+    faults = []
+    for place, dataset, split, rows in asked:
+        known = study.datasets[dataset]["config"]
+        if known is None:
+            continue
+        if split not in known["splits"]:
+            faults.append(f"{place}: data set {dataset!r} has no split {split!r}{nearest(split, known['splits'])}")
+        elif rows > known["splits"][split]:
+            faults.append(f"{place}: {rows} asked, but {dataset!r} has {known['splits'][split]} rows in split {split!r}")
+    return faults
+
+
+def _length_faults(study):
+    """Prompts and outputs beyond a model's context, batches beyond max_num_seqs, groups that do not divide a layer."""
+    faults, engine = [], study.config["engine"]
+    for stage in ("latency", "throughput"):
+        for batch_size in study.config.get(stage, {}).get("batch_sizes", []):
+            if batch_size > engine["max_num_seqs"]:
+                faults.append(f"{stage}.batch_sizes: {batch_size} is more than engine.max_num_seqs, {engine['max_num_seqs']}")
+    for name, model in study.models.items():
+        if model["config"] is None:
+            continue
+        own = model["config"].get("max_position_embeddings")
+        context = engine["max_model_len"] or own
+        if own and engine["max_model_len"] and engine["max_model_len"] > own:
+            faults.append(f"engine.max_model_len: {engine['max_model_len']} is more than the context of model {name!r}, {own}")
+        for stage in ("latency", "throughput", "serving"):
+            for i, length in enumerate(study.config.get(stage, {}).get("lengths", [])):
+                total = length["input_tokens"] + length["output_tokens"]
+                if context and total > context:
+                    faults.append(
+                        f"{stage}.lengths[{i}]: input_tokens + output_tokens is {total}, but model {name!r} has a context of {context}"
+                    )
+        for scheme in study.config["schemes"]:
+            try:
+                check_scheme_fits(study.schemes[scheme], model["config"])
+            except UserError as error:
+                faults.append(f"schemes: {scheme} does not fit model {name!r}: {error}")
+    return faults

@@ -1,0 +1,292 @@
+"""From the store to tidy tables: every point of a manifest becomes its rows, or one row that says why it has none."""
+
+import io
+import json
+import uuid
+from pathlib import Path
+
+from quantbench.errors import UserError
+from quantbench.kernel_verdict import promised_for, verdict
+from quantbench.keys import canonical_json, key
+from quantbench.roofline import floor_s, gemm_bytes, gemm_flops, rate_dtype
+from quantbench.store import Store
+from quantbench.table_schema import SCHEMA
+
+TABLE_OF_STAGE = {"probe": "gpus", "load": "kernels"}
+
+# Parameters of a point that are columns under another name.
+RENAMED = {"serving": {"input_tokens": "input_tokens_asked", "output_tokens": "output_tokens_asked"}}
+
+# The engine's names of the types that layers left alone run in, and the schemes' names.
+DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
+
+PYTHON_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool}
+
+
+def build_tables(manifest, store):
+    """{table: polars.DataFrame} of a study. `manifest` is results/<study>/manifest.json, `store` a Store or its folder.
+
+    Rows follow the order of the manifest: gpu, model and scheme as the study lists them. Raises UserError when anything
+    of the manifest is not in the store yet, TypeError or ValueError when a stored row does not fit SCHEMA.
+    """
+    store = store if isinstance(store, Store) else Store(store)
+    points = [(point, store.read_point(point["key"])) for point in manifest["points"]]
+    _check_nothing_missing(manifest, store, points)
+    runs = store.read_runs()
+    rows = {table: [] for table in SCHEMA}
+    ceilings = _measured_ceilings(points)
+    servers = set()
+    for point, record in points:
+        table = TABLE_OF_STAGE.get(point["stage"], point["stage"])
+        rows[table] += _point_rows(manifest, point, record, ceilings)
+        server = (record["run_id"], point["gpu"], point["model"], point["scheme"])
+        if point["stage"] == "serving" and server not in servers:
+            servers.add(server)
+            kernels = runs.get(record["run_id"], {}).get("kernels") or []
+            # The server named its kernels, whatever became of the load that this point is.
+            keys = _keys(point, record) | {"status": "ok", "reason": None}
+            rows["kernels"] += _kernel_rows(manifest, keys, kernels, point["scheme"], "server")
+    for table, skipped in _skip_rows(manifest, rows):
+        rows[table].append(skipped)
+    rows["checkpoints"] = [_checkpoint_row(manifest, store, checkpoint) for checkpoint in manifest["checkpoints"]]
+    rows["runs"] = _run_rows(points, runs)
+    order = _order(manifest)
+    return {table: _frame(table, sorted(rows[table], key=order)) for table in SCHEMA}
+
+
+def write_tables(tables, folder):
+    """Write each table as Parquet and CSV below `folder`, each file whole or not at all."""
+    for table, frame in tables.items():
+        content = io.BytesIO()
+        frame.write_parquet(content)
+        _write_bytes_atomically(Path(folder) / f"{table}.parquet", content.getvalue())
+        _write_bytes_atomically(Path(folder) / f"{table}.csv", frame.write_csv().encode())
+
+
+def read_tables(folder):
+    """{table: polars.DataFrame} as `write_tables` wrote them."""
+    import polars
+
+    return {table: polars.read_parquet(Path(folder) / f"{table}.parquet") for table in SCHEMA}
+
+
+# --- what is there --------------------------------------------------------------------------------------------------
+
+
+def _check_nothing_missing(manifest, store, points):
+    missing = []
+    for kind, entries in (("points", points), ("checkpoints", [(c, c) for c in manifest["checkpoints"]])):
+        lacking = {entry["key"] for entry, record in entries if not _is_there(manifest, store, entry, record)}
+        if lacking:
+            missing.append(f"{len(lacking)} of {len({entry['key'] for entry, _ in entries})} {kind}")
+    if missing:
+        raise UserError(f"not measured yet: {' and '.join(missing)}; run `snakemake` to measure what is missing")
+
+
+def _is_there(manifest, store, entry, record):
+    if "quantized" not in entry:
+        return record is not None
+    return store.has_folder(_kind(entry), entry["key"]) or _unsupported_everywhere(manifest, entry) is not None
+
+
+def _kind(checkpoint):
+    return "checkpoints" if checkpoint["quantized"] else "models"
+
+
+def _unsupported_everywhere(manifest, checkpoint):
+    """Why a variant has no point at all: what no device can run is not quantized. None where it has points."""
+    variant = (checkpoint["model"], checkpoint["scheme"])
+    if any((point["model"], point["scheme"]) == variant for point in manifest["points"]):
+        return None
+    reasons = {skip["gpu"]: skip["reason"] for skip in manifest["skips"] if (skip["model"], skip["scheme"]) == variant}
+    return "; ".join(f"{gpu}: {reason}" for gpu, reason in reasons.items()) or None
+
+
+def _measured_ceilings(points):
+    """{gpu: the probe's row}; an empty row where the probe failed."""
+    probes = [(point["gpu"], record) for point, record in points if point["stage"] == "probe"]
+    return {gpu: (record["rows"] or [{}])[0] for gpu, record in probes}
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def _point_rows(manifest, point, record, ceilings):
+    stage, keys = point["stage"], _keys(point, record)
+    if stage == "probe":
+        return _probe_rows(manifest["gpus"][point["gpu"]], keys, record)
+    if stage == "load":
+        kernels = record["rows"][0]["kernels"] if record["status"] == "ok" else []
+        return _kernel_rows(manifest, keys, kernels, point["scheme"], "engine") or [keys | {"stage": "engine"}]
+    row = keys | _parameters(point)
+    if record["status"] != "ok":
+        return [row]
+    rows = [row | measured for measured in record["rows"]]
+    if stage == "gemm":
+        ceiling = ceilings.get(point["gpu"], {})
+        rows = [gemm | {"floor_s": _gemm_floor(gemm, point["identity"].get("format"), ceiling)} for gemm in rows]
+    return rows
+
+
+def _keys(point, record):
+    keys = {name: record[name] for name in ("run_id", "status", "reason")}
+    return keys | {name: point[name] for name in ("gpu", "model", "scheme")}
+
+
+def _parameters(point):
+    """The point's parameters that its table has as columns."""
+    stage = point["stage"]
+    renamed = RENAMED.get(stage, {})
+    found = {renamed.get(name, name): value for name, value in point["identity"]["params"].items()}
+    found |= {"layer": point.get("layer"), "dataset": point.get("dataset_name")}
+    return {name: value for name, value in found.items() if name in SCHEMA[stage]}
+
+
+def _probe_rows(datasheet, keys, record):
+    probe = record["rows"][0] if record["status"] == "ok" else {}
+    by_datasheet = {dtype: rate for dtype, rate in datasheet["peak_flops_per_s"].items() if rate is not None}
+    measured = probe.get("matrix_flops_per_s") or {}
+    row = {name: value for name, value in keys.items() if name in SCHEMA["gpus"]}
+    row |= {name: probe.get(name) for name in ("device_name", "capability", "memory_bytes", "driver")}
+    row["datasheet_bandwidth_bytes_per_s"] = datasheet["memory_bandwidth_bytes_per_s"]
+    row["measured_bandwidth_bytes_per_s"] = probe.get("bandwidth_bytes_per_s")
+    return [
+        row | {"dtype": d, "datasheet_flops_per_s": by_datasheet.get(d), "measured_flops_per_s": measured.get(d)}
+        for d in sorted({*by_datasheet, *measured}) or [None]
+    ]
+
+
+def _kernel_rows(manifest, keys, kernels, scheme, stage):
+    rows, dtype = [], DTYPES[manifest["study"]["engine"]["dtype"]]
+    for found in kernels:
+        expected = promised_for(manifest["schemes"][scheme], found["layer_kind"], dtype)
+        row = {"stage": stage, "layer_kind": found["layer_kind"], "layers": found["count"], "kernel": found["kernel"]}
+        row |= {"computes": found["computes"], "expected": expected}
+        row["verdict"] = verdict(expected, found["computes"], found["quantized"])
+        rows.append(keys | row)
+    return rows
+
+
+def _gemm_floor(row, number_format, ceiling):
+    """Least time by measured ceilings, of what the kernel computes; None where a ceiling was not measured."""
+    rate = (ceiling.get("matrix_flops_per_s") or {}).get(rate_dtype(row["computes"]))
+    m, n, k = row["m"], row["n"], row["k"]
+    moved, computed = gemm_bytes(m, n, k, number_format), gemm_flops(m, n, k)
+    return floor_s(moved, computed, ceiling.get("bandwidth_bytes_per_s"), rate)
+
+
+def _skip_rows(manifest, rows):
+    """What a device cannot run, in every table about the device: the stage's own reason, or another stage's."""
+    present = {(table, r["gpu"], r["model"], r["scheme"]) for table in rows for r in rows[table] if "scheme" in r}
+    stages = dict.fromkeys(entry["stage"] for part in ("points", "skips") for entry in manifest[part])
+    reasons = {}
+    for skip in manifest["skips"]:
+        variant = (skip["gpu"], skip["model"], skip["scheme"])
+        reasons.setdefault(variant, {})[skip["stage"]] = skip["reason"]
+    for (gpu, model, scheme), by_stage in reasons.items():
+        for stage in stages:
+            table = TABLE_OF_STAGE.get(stage, stage)
+            if stage == "probe" or (table, gpu, model, scheme) in present:
+                continue
+            reason = by_stage.get(stage) or next(iter(by_stage.values()))
+            yield table, {"status": "unsupported", "reason": reason, "gpu": gpu, "model": model, "scheme": scheme}
+
+
+def _checkpoint_row(manifest, store, checkpoint):
+    identity, scheme = checkpoint["identity"], checkpoint["scheme"]
+    calibration = identity.get("calibration")
+    row = {"model": checkpoint["model"], "scheme": scheme, "checkpoint_key": checkpoint["key"]}
+    row |= {"description": manifest["schemes"][scheme]["description"]}
+    row["calibration_key"] = None if calibration is None else key(calibration)
+    unsupported = _unsupported_everywhere(manifest, checkpoint)
+    row |= {"status": "ok" if unsupported is None else "unsupported", "reason": unsupported}
+    if not store.has_folder(_kind(checkpoint), checkpoint["key"]):
+        return row
+    if checkpoint["quantized"]:
+        record = store.read_folder("checkpoints", checkpoint["key"])
+        names = ("bytes", "parameters", "bits_per_weight", "quantize_s", "peak_memory_bytes")
+        return row | {name: record.get(name) for name in names}
+    return row | safetensors_size(store.folder("models", checkpoint["key"]))
+
+
+def safetensors_size(folder):
+    """{"bytes", "parameters", "bits_per_weight"} of a folder's safetensors files, from their headers; null without any.
+
+    A file starts with the length of its header (8 bytes, little endian), then the header: JSON, one entry a tensor.
+    """
+    size, parameters = 0, 0
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        size += path.stat().st_size
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                count = 1
+                for length in tensor["shape"]:
+                    count *= length
+                parameters += count
+    if not parameters:
+        return {"bytes": None, "parameters": None, "bits_per_weight": None}
+    return {"bytes": size, "parameters": parameters, "bits_per_weight": 8 * size / parameters}
+
+
+def _run_rows(points, runs):
+    rows = {}
+    for point, record in points:
+        run_id = record["run_id"]
+        if run_id is None or run_id in rows:
+            continue
+        # A process that was killed has left its points and perhaps no record of itself.
+        run = runs.get(run_id, {"stage": point["stage"], "gpu": point["gpu"]})
+        row = {name: run.get(name) for name in SCHEMA["runs"]} | {"run_id": run_id}
+        for name in ("versions", "engine_args"):
+            row[name] = None if row[name] is None else canonical_json(row[name])
+        rows[run_id] = row
+    return [rows[run_id] for run_id in sorted(rows)]
+
+
+# --- frames ---------------------------------------------------------------------------------------------------------
+
+
+def _order(manifest):
+    places = {
+        "gpu": {name: i for i, name in enumerate(manifest["gpus"])},
+        "model": {name: i for i, name in enumerate(manifest["models"])},
+        "scheme": {name: i for i, name in enumerate(manifest["schemes"])},
+    }
+    # Sorting is stable: within a variant, points stay in the manifest's order and repeats in the order they were made.
+    return lambda row: tuple(places[name].get(row.get(name), -1) for name in places)
+
+
+def _frame(table, rows):
+    import polars
+
+    types = {"str": polars.String, "int": polars.Int64, "float": polars.Float64, "bool": polars.Boolean}
+    schema = SCHEMA[table]
+    for row in rows:
+        unknown = sorted(set(row) - set(schema))
+        if unknown:
+            raise ValueError(f"table {table} has no column {', '.join(unknown)}")
+    columns = []
+    for name, column in schema.items():
+        values = [_checked(table, name, column.type, row.get(name)) for row in rows]
+        columns.append(polars.Series(name, values, dtype=types[column.type], strict=True))
+    return polars.DataFrame(columns)
+
+
+def _checked(table, name, kind, value):
+    """The value, if it is of its column's type. A text "128" among numbers is a fault to find, not to convert."""
+    wrong = not isinstance(value, PYTHON_TYPES[kind]) or (isinstance(value, bool) and kind != "bool")
+    if value is not None and wrong:
+        raise TypeError(f"{table}.{name} is {kind}, but a stored row has {value!r}")
+    return float(value) if kind == "float" and value is not None else value
+
+
+def _write_bytes_atomically(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        partial.write_bytes(content)
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,170 @@
+"""What the rules ask: which jobs there are, what they wait for, and where their pointers lie.
+
+A job exists only while the store lacks something that it makes. Its output is a small pointer below results/<study>/;
+the job's own text decides whether a pointer is stale, the store decides whether the job is needed at all.
+"""
+
+from pathlib import Path
+
+from quantbench import jobs, sources
+from quantbench.environments import environment_folder
+from quantbench.keys import canonical_json, key
+from quantbench.manifest import build_manifest, quantize_environment, requirements
+from quantbench.points import missing_points
+from quantbench.study import load_study
+
+# Pointer of each rule's job, below results/<study>/; its wildcards name the job.
+POINTERS = {
+    "stage_model": "models/{model}.json",
+    "stage_dataset": "datasets/{dataset}.json",
+    "quantize_model": "checkpoints/{model}/{scheme}.json",
+    "probe_gpu": "gpus/{gpu}.json",
+    "measure_gemm": "kernels/{gpu}.json",
+    "measure_engine": "engine/{gpu}/{model}/{scheme}.json",
+    "measure_serving": "serving/{gpu}/{model}/{scheme}.json",
+}
+MEASURING = ("probe_gpu", "measure_gemm", "measure_engine", "measure_serving")
+
+
+class Workflow:
+    """A study seen by Snakemake. Raises UserError for a config that is not valid, before any job."""
+
+    def __init__(self, config):
+        self.study = load_study(config)
+        self.store = self.study.store
+        self.results = Path("results") / self.study.name
+        self.report = Path("reports") / f"{self.study.name}.html"
+        # Until a hub source is staged its commit and its config are unknown, and so is every key below it.
+        self.planned = not self.study.unstaged
+        self.jobs = {name: {} for name in POINTERS} | self._staging_jobs()
+        self.manifest = None
+        if self.planned:
+            self.manifest = build_manifest(self.study)
+            self.jobs |= jobs.build_jobs(self.manifest, self.store)
+            self.jobs["quantize_model"] = jobs.quantize_jobs(self.manifest, self.store)
+        self._missing = {}
+
+    # --- environments -------------------------------------------------------------------------------------------------
+
+    @property
+    def environments(self):
+        """Names of the environments the study needs."""
+        names = {entry["environment"] for entry in self.study.gpus.values()}
+        if any(scheme["toolkit"] != "none" for scheme in self.study.schemes.values()):
+            names.add(self.quantize_environment)
+        return sorted(names)
+
+    @property
+    def hub_environment(self):
+        """The environment that downloads, or None where every source is local."""
+        entries = [*self.study.models.values(), *self.study.datasets.values()]
+        if not any(entry["source"].startswith("hf:") for entry in entries):
+            return None
+        return next(iter(self.study.gpus.values()))["environment"]
+
+    @property
+    def quantize_environment(self):
+        return quantize_environment(self.study)
+
+    def engine_environment(self, gpu):
+        return self.study.gpus[gpu]["environment"]
+
+    def environment(self, name):
+        """Folder of an environment; its name carries a digest of what it pins."""
+        return environment_folder([requirements(name)])
+
+    # --- jobs and their pointers ------------------------------------------------------------------------------------------
+
+    def pattern(self, name):
+        """Output of a rule, with its wildcards."""
+        return f"results/{{study}}/{POINTERS[name]}"
+
+    def pointer(self, name, target):
+        return str(self.results / POINTERS[name].format(**self._wildcards(name, target)))
+
+    def pointers(self, *names):
+        """Pointers of all jobs of these rules (of every measuring rule and quantize_model, if none is named) that have work."""
+        names = names or ("quantize_model", *MEASURING)
+        return [self.pointer(name, target) for name in names for target in self.jobs[name] if self.missing(name, target)]
+
+    def missing(self, name, target):
+        """Keys that the store lacks of what a job makes."""
+        if (name, target) not in self._missing:
+            job = self.jobs[name][target]
+            if name in MEASURING:
+                found = [point["key"] for point in missing_points(job, self.store)]
+            else:
+                kind = {"stage_model": "models", "stage_dataset": "datasets", "quantize_model": "checkpoints"}[name]
+                identity = job["identity"]
+                have = identity is not None and self.store.has_folder(kind, key(identity))
+                found = [] if have else [identity and key(identity)]
+            self._missing[name, target] = found
+        return self._missing[name, target]
+
+    def job_text(self, name, **wildcards):
+        return jobs.text(self.jobs[name][self._target(name, wildcards)])
+
+    def lost(self, name, **wildcards):
+        """The modification time of a pointer whose entries the store has lost since; None as long as all is well."""
+        target = self._target(name, wildcards)
+        pointer = Path(self.pointer(name, target))
+        return pointer.stat().st_mtime_ns if pointer.exists() and self.missing(name, target) else None
+
+    def needs(self, name, **wildcards):
+        """Pointers of what a job uses and the store lacks."""
+        target = self._target(name, wildcards)
+        wanted = []
+        if name in ("measure_engine", "measure_serving"):
+            gpu, model, scheme = target
+            wanted = [("probe_gpu", (gpu, None, None)), ("stage_model", model)]
+            wanted += [("quantize_model", (model, scheme))] if (model, scheme) in self.jobs["quantize_model"] else []
+            wanted += [("stage_dataset", name) for name in self.jobs["stage_dataset"]] if name == "measure_engine" else []
+            # A variant that the engine refused needs no server: its serving points get the engine's reason.
+            wanted += [("measure_engine", target)] if name == "measure_serving" else []
+        elif name == "quantize_model":
+            wanted = [("stage_model", target[0])] + [("stage_dataset", name) for name in self.jobs["stage_dataset"]]
+        return [self.pointer(rule, job) for rule, job in wanted if self.missing(rule, job)]
+
+    def staged(self):
+        """Pointers of the models and data sets that are not in the store."""
+        return self.pointers("stage_model", "stage_dataset")
+
+    def manifest_digest(self):
+        return self.manifest and key(self.manifest)
+
+    def config_text(self):
+        """What decides the points: the config without its title, which only the report shows."""
+        return canonical_json({name: value for name, value in self.study.config.items() if name != "title"})
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _staging_jobs(self):
+        def job(kind, entry, tiny):
+            source = sources.parse(entry["source"], tiny)
+            return {
+                "kind": kind,
+                "name": entry["name"],
+                "source": entry["source"],
+                "path": source.path and str(source.path),
+                "hub": source.name,
+                "revision": source.revision,
+                "subset": entry.get("subset"),
+                "identity": entry["identity"],
+            }
+
+        return {
+            "stage_model": {name: job("model", entry, "model") for name, entry in self.study.models.items()},
+            "stage_dataset": {name: job("dataset", entry, "data") for name, entry in self.study.datasets.items()},
+        }
+
+    def _wildcards(self, name, target):
+        names = {"stage_model": ["model"], "stage_dataset": ["dataset"], "quantize_model": ["model", "scheme"]}
+        values = (target,) if isinstance(target, str) else target
+        return dict(zip(names.get(name, ["gpu", "model", "scheme"]), values, strict=True))
+
+    def _target(self, name, wildcards):
+        if name.startswith("stage_"):
+            return wildcards[name.removeprefix("stage_")]
+        if name == "quantize_model":
+            return wildcards["model"], wildcards["scheme"]
+        return wildcards["gpu"], wildcards.get("model"), wildcards.get("scheme")

@@ -1,0 +1,121 @@
+"""Make one quantized checkpoint, unless the store has it, and write a pointer to it.
+
+needs   the staged model and data set in the store; --job: {"model", "scheme", "identity", "model_path", "dataset_path"}
+makes   store/checkpoints/<key>/ with quantbench.json, and --output: {"key", "path", and what quantbench.json records}
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+from quantbench.errors import UserError
+from quantbench.keys import canonical_json, key
+from quantbench.schemes import check_scheme_fits
+from quantbench.store import Store, write_atomically
+from quantbench.supervise import supervised
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--job", required=True, type=json.loads, help="what to quantize, canonical JSON")
+    parser.add_argument("--store", required=True, type=Path, help="root folder of the store")
+    parser.add_argument("--output", required=True, type=Path, help="pointer to write")
+    options = parser.parse_args(argv)
+
+    store, identity = Store(options.store), options.job["identity"]
+    checkpoint_key = key(identity)
+    if not store.has_folder("checkpoints", checkpoint_key):
+        make_checkpoint(options.job, store)
+    record = store.read_folder("checkpoints", checkpoint_key)
+    path = store.folder("checkpoints", checkpoint_key)
+    write_atomically(options.output, canonical_json({**record, "key": checkpoint_key, "path": str(path)}))
+
+
+def make_checkpoint(job, store):
+    """Quantize into the store; raises UserError for what a user can mend."""
+    identity, model_path = job["identity"], Path(job["model_path"])
+    recipe, calibration = identity["recipe"], identity["calibration"]
+    check_versions(identity["versions"])
+    check_model(model_path, recipe)
+    # Before any import that reads them: nothing is fetched, and OpenMP threads give a busy machine its cores back.
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Without it cuBLAS may add up in another order, and the same recipe gives other bytes.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+    from quantbench.quantize import checkpoint
+    from quantbench.quantize.calibration import calibration_texts
+
+    texts = None
+    if calibration:
+        texts = calibration_texts(job["dataset_path"], calibration["samples"], calibration["seed"])
+
+    from quantbench.quantize import toolkit
+
+    record = {}
+    with store.new_folder("checkpoints", identity, record) as folder:
+        started = time.monotonic()
+        made = toolkit.quantize(model_path, recipe, calibration, texts, folder)
+        record["quantize_s"] = time.monotonic() - started
+        checkpoint.plain_recipe(folder)
+        checkpoint.copy_companions(model_path, folder)
+        found = checkpoint.tensors(folder)
+        check_layers(checkpoint.quantized_layers(found), set(made["shapes"]))
+        record.update(
+            device=made["device"],
+            parameters=made["parameters"],
+            sqnr_db=made["sqnr_db"],
+            layers_quantized=len(made["shapes"]),
+            bits_per_weight=checkpoint.bits_per_weight(found, made["shapes"]),
+            bytes=checkpoint.safetensors_bytes(folder),
+            # Linux counts the resident peak in KiB.
+            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_device_memory_bytes=toolkit.peak_device_memory_bytes(),
+        )
+    print(
+        f"[quantize_model {job['model']}/{job['scheme']}] {record['layers_quantized']} layers, "
+        f"{record['bits_per_weight']:.3f} bits per weight, {record['quantize_s']:.1f} s",
+        file=sys.stderr,
+    )
+
+
+def check_versions(wanted):
+    """The versions are part of the checkpoint's identity, so the ones at work have to be these."""
+    for name, version in wanted.items():
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found = "not installed"
+        # 2.13.0+cpu is 2.13.0 built for another device.
+        if version not in (found, found.partition("+")[0]):
+            raise UserError(f"the checkpoint is to be made with {name} {version}, but this environment has {found}")
+
+
+def check_model(model_path, recipe):
+    """What config.json already tells: the model is there, not quantized yet, and of sizes that fit the recipe."""
+    try:
+        config = json.loads((model_path / "config.json").read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{model_path} holds no model: config.json is missing") from error
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "an unnamed method")
+        raise UserError(f"{model_path}: the model is quantized already ({method}); a recipe needs the 16-bit model")
+    if not any(model_path.glob("*.safetensors")):
+        raise UserError(f"{model_path}: no safetensors file, and other formats are not read because they can run code")
+    check_scheme_fits(recipe, config)
+
+
+def check_layers(made, expected):
+    """The toolkit quantizes what it matches and says nothing of the rest, so count."""
+    if made != expected:
+        wrong = ", ".join(sorted(made ^ expected)[:5])
+        raise RuntimeError(f"{len(made)} layers are quantized instead of {len(expected)}; they differ in {wrong}")
+
+
+if __name__ == "__main__":
+    supervised(main)

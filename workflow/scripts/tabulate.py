@@ -1,0 +1,31 @@
+"""Collect a study's points from the store into tidy tables, as Parquet and CSV.
+
+python workflow/scripts/tabulate.py --manifest=results/demo/manifest.json --store=results/store --output=FOLDER
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from quantbench.errors import UserError
+from quantbench.store import Store
+from quantbench.tables import build_tables, write_tables
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--manifest", type=Path, required=True, help="manifest.json of the study")
+    parser.add_argument("--store", type=Path, required=True, help="folder of the store")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the tables")
+    arguments = parser.parse_args(argv)
+    tables = build_tables(json.loads(arguments.manifest.read_text()), Store(arguments.store))
+    write_tables(tables, arguments.output)
+    print(", ".join(f"{table}: {len(frame)} rows" for table, frame in tables.items()), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
