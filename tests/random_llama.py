@@ -1,9 +1,11 @@
 """Write a small random Llama, a tokenizer and 16 calibration rows into the folder named; runs where transformers is."""
 
-import json, sys
+import json
+import sys
 from pathlib import Path
+
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 folder = Path(sys.argv[1])

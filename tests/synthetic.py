@@ -22,14 +22,14 @@ GPUS = {
         "description": "whatever CPU the job runs on",
         "memory_bytes": None,
         "memory_bandwidth_bytes_per_s": None,
-        "peak_flops_per_s": {"bf16": None, "int8": None, "fp8": None},
+        "matrix_flops_per_s": {"bf16": None, "int8": None, "fp8": None},
         "source": "measured by probe_gpu",
     },
     "h200": {
         "description": "NVIDIA H200 SXM, 141 GB",
         "memory_bytes": 141_000_000_000,
         "memory_bandwidth_bytes_per_s": 4.8e12,
-        "peak_flops_per_s": {"bf16": 989.4e12, "int8": 1978.9e12, "fp8": 1978.9e12},
+        "matrix_flops_per_s": {"bf16": 989.4e12, "int8": 1978.9e12, "fp8": 1978.9e12},
         "source": "NVIDIA H200 Tensor Core GPU datasheet (2024)",
     },
 }
@@ -248,7 +248,7 @@ class Study:
             if invalid and stage != "load":
                 status, reason = "invalid", "its linear layers ran unquantized"
             point = {"stage": stage, "gpu": gpu, "model": model, "scheme": scheme, "identity": identity, **more}
-            self._write(point, rows, status, reason, kinds if stage == "serving" else None)
+            self._write(point, rows, status, reason, kinds if stage == "serving" and not unsupported else None)
 
         return add
 

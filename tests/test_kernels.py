@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
 from quantbench.engine.kernels import KernelReporter, describe_layer, report_kernels
 from quantbench.kernel_verdict import expected_kernel, promised_for, verdict
 
@@ -65,7 +64,7 @@ class Model:
         return self.modules.items()
 
 
-# --- trap 1: the kernel called WNA16 computes W4A8 on a CPU with AMX -------------------------------------------------
+# --- trap 1: the kernel called WNA16 computes W4A8 on a CPU with AMX --------------------------------------------------
 
 
 def test_a_w4a16_kernel_with_the_w4a8_flag_computes_w4a8():
@@ -80,7 +79,7 @@ def test_a_w4a16_kernel_without_the_flag_keeps_the_promise():
     assert verdict("w4a16", described["computes"], described["quantized"]) == "as_promised"
 
 
-# --- trap 2: a scheme that asks for quantization whose layers are unquantized ---------------------------------------------
+# --- trap 2: a scheme that asks for quantization whose layers are unquantized -----------------------------------------
 
 
 def test_a_quantized_scheme_on_unquantized_layers_is_found_out():
@@ -92,11 +91,12 @@ def test_a_quantized_scheme_on_unquantized_layers_is_found_out():
     assert verdict("fp16", group["computes"], group["quantized"]) == "computes_other"
 
 
-# --- the report ---------------------------------------------------------------------------------------------------------------
+# --- the report -------------------------------------------------------------------------------------------------------
 
 
 def test_layers_are_grouped_by_kind_and_kernel():
-    head = ParallelLMHead(quant_method=instance("UnquantizedEmbeddingMethod"), weight=SimpleNamespace(dtype="torch.bfloat16"))
+    weight = SimpleNamespace(dtype="torch.bfloat16")
+    head = ParallelLMHead(quant_method=instance("UnquantizedEmbeddingMethod"), weight=weight)
     modules = {"model.embed_tokens": VocabParallelEmbedding(), "model.norm": object(), "lm_head": head}
     for index in range(2):
         modules[f"model.layers.{index}.self_attn.qkv_proj"] = wna16()
@@ -135,6 +135,7 @@ def test_the_cpu_path_of_an_unquantized_layer_is_told():
         (with_kernel("CPUFp8W8A8BlockScaledMMKernel", "fp8_linear"), "w8a8-fp8"),
         (with_kernel("MarlinFP8ScaledMMLinearKernel", "fp8_linear"), "w8a16-fp8"),
         (with_kernel("DeepGemmFp8BlockScaledMMKernel", "fp8_linear"), "w8a8-fp8"),
+        (with_kernel("FlashInferFp8DeepGEMMDynamicBlockScaledKernel", "fp8_linear"), "w8a8-fp8"),
         (with_kernel("FlashInferCutlassNvFp4LinearKernel", use_a16=False), "w4a4-fp4"),
         (with_kernel("FlashInferCutlassNvFp4LinearKernel", use_a16=True), "w4a16-fp4"),
         (with_kernel("MarlinNvFp4LinearKernel", use_a16=False), "w4a16-fp4"),
@@ -171,7 +172,7 @@ def test_the_worker_extension_reports_its_model():
     assert [row["layer_kind"] for row in worker.report_kernels()] == ["qkv_proj"]
 
 
-# --- promises and expectations ------------------------------------------------------------------------------------------------
+# --- promises and expectations ----------------------------------------------------------------------------------------
 
 
 def test_ignored_layers_are_promised_in_their_own_type():
@@ -180,6 +181,8 @@ def test_ignored_layers_are_promised_in_their_own_type():
     assert promised_for(scheme, "down_proj") == "bf16"
     assert promised_for(scheme, "qkv_proj") == "w4a16"
     assert promised_for({"computes": "w4a16", "ignore": []}, "lm_head") == "w4a16"
+    # The toolkit knows q_proj, k_proj and v_proj; the engine serves them as one.
+    assert promised_for({"computes": "w4a16", "ignore": ["re:.*[qkv]_proj"]}, "qkv_proj") == "bf16"
 
 
 def test_expected_kernels_are_those_of_the_chooser():
@@ -195,15 +198,15 @@ def test_expected_kernels_are_those_of_the_chooser():
     assert expected_kernel("w4a4-fp4", gpu(None)) is None
 
 
-# --- with vLLM ----------------------------------------------------------------------------------------------------------------
+# --- with vLLM --------------------------------------------------------------------------------------------------------
 
 ENGINE_CHECK = """
 import json, os, sys
 from transformers import LlamaConfig
 folder, quantization = sys.argv[1], sys.argv[2]
 config = LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-                     num_key_value_heads=1, head_dim=32, max_position_embeddings=128, architectures=["LlamaForCausalLM"],
-                     dtype="bfloat16")
+                     num_key_value_heads=1, head_dim=32, max_position_embeddings=128, dtype="bfloat16",
+                     architectures=["LlamaForCausalLM"])
 config.save_pretrained(folder)
 from vllm import LLM
 llm = LLM(folder, load_format="dummy", skip_tokenizer_init=True, enforce_eager=True, kv_cache_memory_bytes=8 << 20,
@@ -233,9 +236,10 @@ def test_an_engine_reports_its_kernels(tmp_path, quantization):
     assert {kind: row["count"] for kind, row in report.items()} == {
         "qkv_proj": 2, "o_proj": 2, "gate_up_proj": 2, "down_proj": 2, "lm_head": 1,
     }  # fmt: skip
-    if quantization == "none":
-        assert all(row["computes"] == "bf16" and not row["quantized"] for row in report.values())
-    else:
-        # Seen with vLLM 0.32 on a CPU: weight-only int8 was asked for, nothing is quantized, and nothing says so.
-        row = report["down_proj"]
-        assert verdict("w8a16-int8", row["computes"], row["quantized"]) in ("unquantized", "as_promised", None)
+    # Seen with vLLM 0.32: "int8_per_channel_weight_only" quantizes experts alone, so a dense model stays as it is, and
+    # nothing says so.
+    assert all(row["computes"] == "bf16" and not row["quantized"] for row in report.values())
+    promised = {"none": "bf16", "int8_per_channel_weight_only": "w8a16-int8"}[quantization]
+    expected = "as_promised" if quantization == "none" else "unquantized"
+    row = report["down_proj"]
+    assert verdict(promised, row["computes"], row["quantized"]) == expected

@@ -1,7 +1,6 @@
 """The arithmetic of least times, by hand."""
 
 import pytest
-
 from quantbench.errors import UserError
 from quantbench.roofline import (
     decode_floor_s,
@@ -30,7 +29,8 @@ def test_layers_of_llama_3_8b():
     assert shape("down_proj") == (4096, 14336, 32)
     assert shape("lm_head") == (128256, 4096, 1)
     # 32 (6144 + 4096 + 28672) 4096 + 32 x 4096 x 14336 + 128256 x 4096 = 7.50e9: 8.03e9 less the embeddings' 0.53e9
-    assert sum(s["n"] * s["k"] * s["count"] for s in layer_shapes(LLAMA_8B)) == pytest.approx(8.03e9 - 0.525e9, rel=1e-3)
+    parameters = sum(s["n"] * s["k"] * s["count"] for s in layer_shapes(LLAMA_8B))
+    assert parameters == pytest.approx(8.03e9 - 0.525e9, rel=1e-3)
 
 
 def test_layers_on_two_and_on_sixteen_devices():
@@ -43,7 +43,8 @@ def test_layers_on_two_and_on_sixteen_devices():
 
 def test_defaults_of_a_config():
     # No grouped heads, no head_dim: 4 heads of 256 / 4 = 64, so qkv has 3 x 256 rows; 1000 words are padded to 1024.
-    config = {"hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 512, "vocab_size": 1000}
+    config = {"hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2}
+    config |= {"intermediate_size": 512, "vocab_size": 1000}
     assert shape("qkv_proj", config) == (768, 256, 2)
     assert shape("lm_head", config) == (1024, 256, 1)
 

@@ -137,11 +137,12 @@ def test_paired_bootstrap_edges():
     assert statistics.paired_bootstrap_ci([True] * 5, [True] * 5) == (0.0, 0.0, 0.0)
 
 
-def test_paired_bootstrap_covers_exactly_what_all_resamples_say():
-    # three pairs with differences 0, 1, 2: all 27 resamples by hand
-    means = [sum(draw) / 3 for draw in itertools.product([0, 1, 2], repeat=3)]
+@pytest.mark.parametrize("n", [3, 4])
+def test_paired_bootstrap_covers_exactly_what_all_resamples_say(n):
+    # pairs with differences 0, 1, ..: all n^n resamples by hand, by counts (3 values) and by indices (4 values)
+    means = [sum(draw) / n for draw in itertools.product(range(n), repeat=n)]
     expected = np.quantile(means, [0.1, 0.9])
-    assert statistics.paired_bootstrap_ci([0, 0, 0], [0, 1, 2], 0.8)[1:] == pytest.approx(tuple(expected))
+    assert statistics.paired_bootstrap_ci([0] * n, range(n), 0.8)[1:] == pytest.approx(tuple(expected))
 
 
 def test_blocks_change_nothing_but_memory(monkeypatch):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from quantbench.supervise import is_snakemake
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"

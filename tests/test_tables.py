@@ -7,16 +7,17 @@ import re
 import shutil
 from pathlib import Path
 
+import build_tables as script
 import polars
 import pytest
-import tabulate
 from quantbench.errors import UserError
+from quantbench.gpus import load_gpus
 from quantbench.keys import key
 from quantbench.roofline import gemm_bytes
 from quantbench.store import Store
 from quantbench.table_schema import SCHEMA
 from quantbench.tables import build_tables, read_tables, safetensors_size, write_tables
-from synthetic import BYTES, DOCUMENTS, QUESTIONS, REQUESTS, SCHEMES, synthetic_study
+from synthetic import BYTES, DOCUMENTS, GPUS, QUESTIONS, REQUESTS, SCHEMES, synthetic_study
 
 POLARS = {"str": polars.String, "int": polars.Int64, "float": polars.Float64, "bool": polars.Boolean}
 
@@ -119,6 +120,8 @@ def test_verdicts_compare_the_promise_with_what_ran(tables):
     assert verdicts["h200", "nvfp4"] == "computes_other"
     assert verdicts["cpu", "int8-online"] == "unquantized"
     assert verdicts["cpu", "bf16"] == "as_promised"
+    # its loads are invalid, but what the server said of its kernels stands
+    assert {row["status"] for row in rows(tables, "kernels", stage="server")} == {"ok"}
 
 
 def test_a_layer_that_the_scheme_ignores_is_promised_unquantized(study):
@@ -255,11 +258,11 @@ def test_written_tables_read_back_and_csv_says_the_same(tmp_path, tables):
 def test_the_script_writes_tables_and_says_what_is_missing(study, tmp_path):
     manifest, store = study
     options = [f"--manifest={tmp_path}/manifest.json", f"--store={store.root}", f"--output={tmp_path}/tables"]
-    tabulate.main(options)
+    script.main(options)
     assert read_tables(tmp_path / "tables")["latency"].equals(build_tables(manifest, store)["latency"])
     store.point_path(manifest["points"][0]["key"]).unlink()
     with pytest.raises(UserError, match="1 of"):
-        tabulate.main(options)
+        script.main(options)
 
 
 def test_two_models_do_not_mix(tmp_path):
@@ -269,6 +272,13 @@ def test_two_models_do_not_mix(tmp_path):
         rows(tables, "latency", model="tiny", status="ok")
     )
     assert set(tables["latency"]["model"]) == {"tiny", "small"}
+
+
+def test_the_synthetic_data_sheets_have_the_keys_of_the_real_ones():
+    real = load_gpus(Path(__file__).parents[1] / "config" / "gpus.yaml")
+    for name, entry in GPUS.items():
+        assert set(entry) <= set(real[name])
+        assert set(entry["matrix_flops_per_s"]) <= set(real[name]["matrix_flops_per_s"])
 
 
 def test_the_page_about_tables_says_what_the_schema_says():

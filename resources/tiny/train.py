@@ -207,7 +207,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=2_000_000, help="training tokens; accuracy jumps late, so not much fewer")
     parser.add_argument("--outlier-factor", type=int, default=32, help="a power of two; 1 puts in no outliers")
-    parser.add_argument("--outlier-channels", type=int, default=4, help="outlier channels per layer norm")
+    parser.add_argument("--outlier-channels", type=int, default=8, help="outlier channels per layer norm")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; another number rounds differently")
     parser.add_argument("--out", type=Path, default=HERE, help="folder that gets model/ and data/")
     parser.add_argument("--evaluate", type=int, metavar="N", help="train nothing: accuracy of --out on N held-out problems")

@@ -7,7 +7,6 @@ makes   results/{study}/kernels/{gpu}.json; the points go to the store
 
 rule measure_gemm:
     input:
-        ancient(needs("measure_gemm")),
         engine_ready,
         manifest=ancient(f"results/{STUDY.study.name}/manifest.json"),
     output:

@@ -7,9 +7,7 @@ makes   results/{study}/gpus/{gpu}.json
 
 rule probe_gpu:
     input:
-        ancient(needs("probe_gpu")),
         engine_ready,
-        manifest=ancient(f"results/{STUDY.study.name}/manifest.json"),
     output:
         STUDY.pattern("probe_gpu"),
     params:
@@ -22,5 +20,5 @@ rule probe_gpu:
     threads: workflow.cores
     shell:
         "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/probe_gpu.py"
-        " --job={params.job:q} --store={STUDY.store.root:q} --output={output:q} --manifest={input.manifest:q}"
+        " --job={params.job:q} --store={STUDY.store.root:q} --output={output:q}"
         " 3>&2 > {log:q} 2>&1"

@@ -6,16 +6,16 @@ makes   results/{study}/tables/{table}.parquet and .csv
 
 
 localrules:
-    tabulate,
+    build_tables,
 
 
-rule tabulate:
+rule build_tables:
     input:
         f"results/{STUDY.study.name}/manifest.json",
         pointers(),
-        library("tabulate"),
+        library("build_tables"),
     output:
         table_files(),
     shell:
-        "{sys.executable:q} {SCRIPTS}/tabulate.py --manifest={input[0]:q} --store={STUDY.store.root:q}"
+        "{sys.executable:q} {SCRIPTS}/build_tables.py --manifest={input[0]:q} --store={STUDY.store.root:q}"
         " --output=results/{STUDY.study.name}/tables"

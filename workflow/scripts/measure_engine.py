@@ -63,6 +63,7 @@ def measure(job, points, store, progress):
         return
     run["engine_start_s"], run["kernels"] = session.start_s, session.kernels
     store.write_run(run)
+    progress.begin()
     # A scheme that ran as something else entirely is never reported as the scheme; that it loaded is a fact.
     wrong = refusal(job["expects"], session.kernels, job["engine_args"]["dtype"])
     measurers = Measurers(session, job, store)
@@ -84,7 +85,7 @@ def start(job):
         return Session(job["checkpoint_path"], job["engine_args"]), None
     except Exception as error:
         # An engine core in a process of its own says the cause in the log only.
-        failure = classify_failure(f"{error}\n{log_tail()}")
+        failure = classify_failure(str(error)) or classify_failure(log_tail())
         if failure is None:
             raise
         return None, failure

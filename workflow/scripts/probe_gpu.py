@@ -21,7 +21,7 @@ from quantbench.supervise import supervised
 
 REPEATS = 10
 # A product has to take this long for its rate to count; sizes double until it does.
-PRODUCT_S = {"cuda": 0.005, "cpu": 0.1}
+PRODUCT_S = {"cuda": 0.005, "cpu": 0.05}
 SIDES = (512, 1024, 2048, 4096, 8192, 16384)
 
 

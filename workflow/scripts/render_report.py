@@ -2,6 +2,18 @@
 
     python workflow/scripts/render_report.py --manifest=results/demo/manifest.json --tables=results/demo/tables
         --output=reports/demo.html --summary=reports/demo.summary.json
+
+The summary file, null where nothing was measured:
+
+study, title, baseline   as the config has them
+answer   one per gpu and model: gpu, model, scheme (null: nothing can be said), metric (what "faster" means there), gain
+         over the baseline with low and high, sentence, and uncertain: sentences on what the study may have missed
+schemes  one per gpu, model and scheme: status, reason, chosen, computes (what its kernels really did)
+         throughput_gain, latency_gain   {batch_size, gain, low, high, words}: times faster than the baseline, at the
+                                         largest and the smallest batch that both ran
+         accuracy                        per task {n, share, low, high} and, paired with the baseline, {difference,
+                                         difference_low, difference_high, p_holm, smallest_detectable, words}
+         bytes, bits_per_weight          of the checkpoint
 """
 
 import argparse

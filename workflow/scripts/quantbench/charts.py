@@ -1,8 +1,8 @@
 """The report's charts: Altair specifications made of rows that are already summarised. No statistics here.
 
-Every chart takes a list of dicts and returns a Vega-Lite specification (a dict) without `$schema` and `config`: the page
-embeds many of them and hands the one CONFIG to all. A row has `scheme`, the columns its chart names, and `text`, what the
-tooltip says. A missing interval is null and draws no bar.
+Every chart takes a list of dicts and returns a Vega-Lite specification (a dict) without `$schema` and `config`: the
+page embeds many of them and hands the one CONFIG to all. A row has `scheme`, the columns its chart names, and `text`,
+what the tooltip says. A missing interval is null and draws no bar.
 """
 
 import altair as alt
@@ -11,10 +11,10 @@ INK = "#1b2430"
 QUIET = "#5b6675"
 RULE = "#d7dce3"
 
-# Okabe and Ito (2008) without black and yellow, which the baseline and white paper take, then two of Tol's "muted" (2021).
+# Okabe and Ito (2008) without black, the baseline's, and yellow, invisible on white; then two of Tol's "muted" (2021).
 # The shapes repeat with another period, so that a colour that comes again comes with another shape.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
+SHAPES = ("square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
 BASELINE_LOOK = {"colour": INK, "shape": "circle"}
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -36,7 +36,8 @@ CONFIG = {
     },
     "axisY": {"titleAngle": 0, "titleAlign": "left", "titleAnchor": "end", "titleX": 0, "titleY": -10, "domain": False},
     "axisX": {"grid": False},
-    "point": {"size": 46, "filled": True, "opacity": 1},
+    # Two of the colours are light: the outline keeps their points apart from the paper.
+    "point": {"size": 60, "filled": True, "opacity": 1, "stroke": INK, "strokeWidth": 0.7},
     "line": {"strokeWidth": 1.8},
 }
 PANEL_HEIGHT = 210
@@ -53,13 +54,13 @@ def looks(schemes, baseline):
 
 
 def lines(rows, look, *, x_title, y_title, log=False, reference=None):
-    """Value by an ordinal x, one line per scheme: rows have x, value, low, high. `reference` draws a rule at that value."""
+    """Value by an ordinal x, one line per scheme: rows have x, value, low, high. `reference` draws a rule there."""
     xs = sorted({row["x"] for row in rows})
     base = _chart(rows).encode(
         x=alt.X("x:O", title=x_title, sort=xs, axis=alt.Axis(labelAngle=0)),
         color=_colour(rows, look),
     )
-    y = alt.Y("value:Q", title=y_title, scale=_scale(rows, log, reference), axis=alt.Axis(format="~s", tickCount=5))
+    y = alt.Y("value:Q", title=y_title, scale=_scale(rows, log, reference), axis=alt.Axis(format=",.3~r", tickCount=5))
     layers = [] if reference is None else [_reference(reference, "y")]
     layers += [
         base.mark_line(clip=True).encode(y=y),
@@ -79,7 +80,7 @@ def intervals(rows, look, *, x_title, reference=None, percent=False):
     layers = [] if reference is None else [_reference(reference, "x")]
     layers += [
         base.mark_rule(strokeWidth=2.5, opacity=0.6).encode(x=alt.X("low:Q"), x2="high:Q"),
-        base.mark_point(size=60).encode(x=x, shape=_shape(rows, look), tooltip=_tooltip()),
+        base.mark_point(size=70).encode(x=x, shape=_shape(rows, look), tooltip=_tooltip()),
     ]
     return _specification(alt.layer(*layers), 26 * len(schemes) + 10)
 
@@ -101,22 +102,25 @@ def bars(rows, look, *, x_title):
 def roofline(rows, look, *, x_title):
     """Measured time beside the least possible one: rows have layer, value, low, high, floor (null: not known).
 
-    A tick at the floor, a point at the measurement and a line between them: its length is what the kernel leaves unused.
+    A tick at the floor, a point at the measurement with its interval, and between them what the kernel leaves unused.
     """
     schemes = list(dict.fromkeys(row["scheme"] for row in rows))
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     base = _chart(rows).encode(
-        y=alt.Y("layer:N", title=None, sort=layers, axis=alt.Axis(ticks=False, grid=False), scale=alt.Scale(padding=0.2)),
+        y=alt.Y(
+            "layer:N", title=None, sort=layers, axis=alt.Axis(ticks=False, grid=False), scale=alt.Scale(padding=0.2)
+        ),
         yOffset=alt.YOffset("scheme:N", sort=schemes),
         color=_colour(rows, look),
     )
-    values = [row[name] for row in rows for name in ("value", "floor") if row[name] is not None]
+    values = [row[name] for row in rows for name in ("value", "low", "high", "floor") if row[name] is not None]
     scale = alt.Scale(type="log", domain=[min(values) / 1.3, max(values) * 1.3], nice=False)
-    x = alt.X("value:Q", title=x_title, scale=scale, axis=alt.Axis(grid=True, format="~r", tickCount=4))
+    x = alt.X("value:Q", title=x_title, scale=scale, axis=alt.Axis(grid=True, format=",.3~r", tickCount=4))
     shown = alt.layer(
         base.mark_rule(opacity=0.4).encode(x=alt.X("floor:Q"), x2="value:Q"),
         base.mark_tick(thickness=2, size=9).encode(x=alt.X("floor:Q")),
-        base.mark_point(size=34).encode(x=x, shape=_shape(rows, look), tooltip=_tooltip()),
+        base.mark_rule(strokeWidth=3).encode(x=alt.X("low:Q"), x2="high:Q"),
+        base.mark_point(size=44).encode(x=x, shape=_shape(rows, look), tooltip=_tooltip()),
     )
     return _specification(shown, len(layers) * (11 * len(schemes) + 12))
 
@@ -145,7 +149,7 @@ def _tooltip():
 
 
 def _scale(rows, log, reference):
-    """A domain that holds every interval and the reference with some air; from zero only where a bar would start there."""
+    """A domain that holds every interval and the reference with some air; it need not start at zero."""
     values = [row[name] for row in rows for name in ("value", "low", "high") if row.get(name) is not None]
     values += [] if reference is None else [reference]
     least, most = min(values), max(values)

@@ -1,6 +1,6 @@
 """Every scheme beside the baseline, from the tables: speed, accuracy, perplexity, size, each with its uncertainty.
 
-Tables are polars frames or lists of dicts with the columns of table_schema.py. Nothing is decided here: see decision.py.
+Tables are polars frames or lists of dicts with the columns of table_schema.py. decision.py decides.
 """
 
 import math
@@ -58,12 +58,13 @@ def summarize(tables, baseline, confidence=0.95, power=0.8):
     status        ok when anything of it was measured, else the status of its points, or "not measured"; and `reason`
     failures      [{"table", "status", "reason"}]: points of an ok variant that were not
     verdict       as_promised, computes_other, unquantized (the worst of its layers), or None; `computes`, `expected`
-    speed         [{"metric", "batch_size" or "load" and "level", "input_tokens", "output_tokens", "gain", "low", "high",
+    speed         [{"metric", "batch_size" or ("load", "level"), "input_tokens", "output_tokens", "gain", "low", "high",
                   "words", "caveat"}]; gain is how many times faster than the baseline, metric throughput, latency,
                   e2e_p50 or e2e_p99
-    accuracy      [{"task", "dataset", "shots", "filter", "decides", "n", "share", "low", "high"}]; beside a baseline also
-                  "difference", "difference_low", "difference_high", "lost", "won", "p", "p_holm",
-                  "smallest_detectable", "words"
+    accuracy      [{"task", "dataset", "shots", "filter", "decides", "n", "share", "low", "high"}]; where the baseline
+                  was asked the same questions also {"pairs", "baseline_share", "difference", "difference_low",
+                  "difference_high", "lost", "won", "p", "p_holm", "smallest_detectable", "power", "questions_needed",
+                  "words"}
     perplexity    [{"dataset", "perplexity", "ratio", "low", "high", "words"}]
     size          {"bytes", "bits_per_weight", "ratio"} or None; ratio is bytes over the baseline's
     """
@@ -85,7 +86,7 @@ def summarize(tables, baseline, confidence=0.95, power=0.8):
         entry["perplexity"] = _perplexity(base, rows, confidence, is_baseline)
         entry["size"] = _size(sizes.get((model, baseline)), sizes.get((model, scheme)))
         summary.append(entry)
-    _adjust(summary, 1 - confidence)
+    _adjust(summary, 1 - confidence, power)
     return summary
 
 
@@ -144,7 +145,9 @@ def _batches(base, rows, confidence):
             theirs = _grouped(baseline.get(length, []), "batch_size")
             mine = _grouped(mine, "batch_size")
             shared = sorted(set(mine) & set(theirs))
-            asked = [row["batch_size"] for row in base[metric] + rows[metric] if row.get("batch_size") is not None]
+            asked = [
+                row["batch_size"] for row in base.get(metric, []) + rows[metric] if row.get("batch_size") is not None
+            ]
             for batch in dict.fromkeys(shared[-1:] if metric == "throughput" else shared[:1] + shared[-1:]):
                 times = [[row["elapsed_s"] for row in group[batch]] for group in (theirs, mine)]
                 caveat = None
@@ -210,13 +213,18 @@ def _paired_accuracy(baseline, mine, confidence, power):
     share = (lost + won) / len(pairs)
     difference, low, high = statistics.paired_bootstrap_ci(before, after, confidence)
     entry = {"pairs": len(pairs), "difference": difference, "difference_low": low, "difference_high": high}
-    entry |= {"lost": lost, "won": won, "p": statistics.mcnemar_exact(before, after)}
+    entry |= {
+        "lost": lost,
+        "won": won,
+        "p": statistics.mcnemar_exact(before, after),
+        "baseline_share": sum(before) / len(pairs),
+    }
+    entry["power"] = power
     entry["smallest_detectable"] = statistics.smallest_detectable_difference(len(pairs), share, confidence, power)
-    entry["questions_needed"] = statistics.questions_needed(difference, share, confidence, power)
     return entry
 
 
-def _adjust(summary, alpha):
+def _adjust(summary, alpha, power):
     """Holm across the schemes that one baseline was compared with, and the words that follow from it."""
     families = {}
     for entry in summary:
@@ -227,6 +235,10 @@ def _adjust(summary, alpha):
     for family in families.values():
         for found, p in zip(family, statistics.holm([found["p"] for found in family]), strict=True):
             found["p_holm"] = p
+            # The level that this comparison had to pass among the others: below it, its adjusted p is below alpha.
+            level = alpha * found["p"] / p if p else alpha
+            share = (found["lost"] + found["won"]) / found["pairs"]
+            found["questions_needed"] = statistics.questions_needed(found["difference"], share, 1 - level, power)
             interval = (found["difference"], found["difference_low"], found["difference_high"])
             found["words"] = accuracy_words(*interval, p, found["questions_needed"], alpha)
 

@@ -160,19 +160,15 @@ def _keep(gpu, model, baseline, schemes, metric):
 
 
 def _sentence(gpu, model, chosen, baseline, speed):
-    name = baseline["scheme"]
-    parts = [
-        f"On {gpu}, serve {model} as {label(chosen)}: {speed['gain']:.2f} times the {METRIC_WORDS[speed['metric']]} of {name}"
-    ]
     level = f"batch {speed['batch_size']}" if "batch_size" in speed else f"{speed['load']} {speed['level']:g}"
-    parts[0] += f" ({100 * chosen['confidence']:g} % interval {speed['low']:.2f} to {speed['high']:.2f}) at {level},"
-    parts[0] += f" {speed['input_tokens']} tokens in and {speed['output_tokens']} out"
-    for found in chosen["accuracy"]:
-        if found["decides"] and "difference" in found:
-            share = f"{100 * found['share']:.1f} % against {100 * (found['share'] - found['difference']):.1f} %"
-            parts.append(
-                f"{found['task']} accuracy {share} ({_points(found['difference'])} points, {_interval(found)}): {found['words']}"
-            )
+    faster = f"{speed['gain']:.2f} times the {METRIC_WORDS[speed['metric']]} of {baseline['scheme']}"
+    interval = f"{100 * chosen['confidence']:g} % interval {speed['low']:.2f} to {speed['high']:.2f}"
+    lengths = f"{speed['input_tokens']} tokens in and {speed['output_tokens']} out"
+    parts = [f"On {gpu}, serve {model} as {label(chosen)}: {faster} ({interval}) at {level}, {lengths}"]
+    for found in _deciding(chosen):
+        shares = f"{100 * found['share']:.1f} % against {100 * found['baseline_share']:.1f} %"
+        difference = f"{_points(found['difference'])} points, {_interval(found)}"
+        parts.append(f"{found['task']} accuracy {shares} ({difference}): {found['words']}")
     if chosen["size"] and chosen["size"]["ratio"]:
         parts.append(f"weights {chosen['size']['ratio']:.2f} times the size")
     return "; ".join(parts) + "."
@@ -188,23 +184,25 @@ def _uncertain(chosen, speed, rest, metric):
     tied = [entry["scheme"] for entry in rest if _speed(entry, metric)["high"] >= speed["low"]]
     if tied:
         sentences.append(f"In speed it is not distinguishable from {', '.join(tied)}: their intervals overlap.")
-    deciding = [found for found in chosen["accuracy"] if found["decides"] and "difference" in found]
-    if not deciding:
+    if not _deciding(chosen):
         sentences.append("Accuracy was not measured: the choice rests on speed alone.")
-    for found in deciding:
-        hidden = f"{100 * found['smallest_detectable']:.1f} points"
-        sentences.append(
-            f"{found['pairs']} questions of {found['task']} show a loss of {hidden} four times in five; a smaller one can hide."
-        )
+    for found in _deciding(chosen):
+        points = f"{100 * found['smallest_detectable']:.1f} points"
+        questions = f"{found['pairs']} questions of {found['task']}"
+        chance = f"with a chance of {100 * found['power']:g} %"
+        sentences.append(f"{questions} show a loss of {points} {chance}; a smaller one can hide.")
         if found["words"].startswith("cannot tell"):
             sentences.append(f"On {found['task']} accuracy: {found['words']}.")
     for found in chosen["perplexity"]:
         if found.get("words", "").startswith("worse"):
-            sentences.append(
-                f"Perplexity on {found['dataset']} is {found['words']} ({found['low']:.3f} to {found['high']:.3f} times)."
-            )
+            times = f"{found['low']:.3f} to {found['high']:.3f} times"
+            sentences.append(f"Perplexity on {found['dataset']} is {found['words']} ({times}).")
     sentences += [f"{f['table']}: {_words(f['status'])} at some points ({f['reason']})." for f in chosen["failures"]]
     return sentences
+
+
+def _deciding(entry):
+    return [found for found in entry["accuracy"] if found["decides"] and "difference" in found]
 
 
 def _points(difference):

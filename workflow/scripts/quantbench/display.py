@@ -28,18 +28,21 @@ def amount(value, unit):
     return scaled(value, unit, ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, "")))
 
 
+def rate(value, unit):
+    """4093.2, "tokens/s" -> "4,093 tokens/s"."""
+    return MISSING if value is None else f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
 def scaled(value, unit, steps):
     if value is None:
         return MISSING
-    for size, prefix in steps:
-        if abs(value) >= size:
-            break
+    size, prefix = next((step for step in steps if abs(value) >= step[0]), steps[-1])
     number = value / size
     return f"{number:.0f} {prefix}{unit}" if abs(number) >= 100 else f"{number:.3g} {prefix}{unit}"
 
 
 def interval(low, high, shown):
-    """"[1.79, 1.85]", each end as `shown` writes it; no interval: an empty text."""
+    """ "[1.79, 1.85]", each end as `shown` writes it; no interval: an empty text."""
     return "" if low is None or high is None else f"[{shown(low)}, {shown(high)}]"
 
 

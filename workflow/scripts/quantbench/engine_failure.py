@@ -1,8 +1,8 @@
 """Tell what vLLM says cannot work (a result) from a crash (not one). Pure.
 
-Only exact messages of vLLM 0.25.1 and 0.32.0 count, and only in an exception: a traceback that merely has the words "not
-supported" in it stays a crash, because a point stored as unsupported is never measured again. Memory that a neighbour
-holds ("Free memory on device ... is less than desired") passes, so it is a crash too.
+Only exact messages of vLLM 0.25.1 and 0.32.0 count, and only in an exception: a traceback that merely has the words
+"not supported" in it stays a crash, because a point stored as unsupported is never measured again. Memory that a
+neighbour holds ("Free memory on device ... is less than desired") passes, so it is a crash too.
 """
 
 import re
@@ -53,8 +53,10 @@ def last_lines(text, count=20):
 
 def _exception_messages(text):
     """Each exception's message as one line: with the lines that follow it, where it announces a list."""
-    lines = [PREFIX.match(line).span()[1] for line in text.splitlines()]
-    lines = [(line[:end], line[end:]) for line, end in zip(text.splitlines(), lines, strict=True)]
+    lines = []
+    for line in text.splitlines():
+        end = PREFIX.match(line).end()
+        lines.append((line[:end], line[end:]))
     found = False
     for number, (prefix, line) in enumerate(lines):
         if match := EXCEPTION.match(line):

@@ -18,9 +18,13 @@ STATES = {
     "missing": "not measured yet",
 }
 # Tables whose rows are points of the study; the others describe runs and devices.
-STAGES = ("kernels", "gemm", "latency", "throughput", "serving", "accuracy", "perplexity")
-STAGE_NAMES = {"kernels": "kernel report", "gemm": "kernels", "load": "loading"}
-VERDICTS = {"as_promised": ("good", "as promised"), "computes_other": ("bad", ""), "unquantized": ("bad", "silently ran unquantized")}
+STAGES = ("kernels", "latency", "throughput", "serving", "accuracy", "perplexity", "gemm")
+STAGE_NAMES = {"kernels": "loading", "load": "loading", "gemm": "matrix products"}
+VERDICTS = {
+    "as_promised": ("good", "as promised"),
+    "computes_other": ("bad", ""),
+    "unquantized": ("bad", "silently ran unquantized"),
+}
 
 
 def kernels_that_ran(manifest, tables):
@@ -63,11 +67,19 @@ def missing(manifest, tables):
         add(skip, "skipped", skip["stage"])
     for table in STAGES:
         for row in _rows(tables, table, ok=False):
-            add(row, row["status"], table)
+            # Without a run nothing was tried: tabulate repeats the plan's skips, which stand above already.
+            if row["run_id"] is not None:
+                add(row, row["status"], table)
     groups = []
     for (gpu, model), entries in _by_study(manifest, found):
         rows = [
-            {"scheme": scheme, "kind": kind, "badge": STATES.get(kind, kind), "reason": reason, "what": _counted(stages)}
+            {
+                "scheme": scheme,
+                "kind": kind,
+                "badge": STATES.get(kind, kind),
+                "reason": reason,
+                "what": _counted(stages),
+            }
             for (scheme, kind, reason), stages in entries.items()
         ]
         rows.sort(key=lambda row: (_place(manifest["study"]["schemes"], row["scheme"]), row["kind"]))
@@ -77,7 +89,9 @@ def missing(manifest, tables):
 
 def _counted(stages):
     counts = {stage: stages.count(stage) for stage in dict.fromkeys(stages)}
-    return ", ".join(stage if count == 1 else f"{stage} ({count} points)" for stage, count in counts.items())
+    return ", ".join(
+        stage if count == 1 or stage == "loading" else f"{stage} ({count} points)" for stage, count in counts.items()
+    )
 
 
 def provenance(manifest, tables):
@@ -123,7 +137,9 @@ def _checkpoints(manifest, tables):
         for row in _rows(tables, "checkpoints")
     ]
     columns = ["scheme", "model", "checkpoint key", "calibration key", "quantized in", "peak memory", "what it is"]
-    sources = "; ".join(f"{name}: {model['source']}, key {model['key'][:12]}" for name, model in manifest["models"].items())
+    sources = "; ".join(
+        f"{name}: {model['source']}, key {model['key'][:12]}" for name, model in manifest["models"].items()
+    )
     return [{"title": "Checkpoints", "note": f"Models: {sources}.", "columns": columns, "rows": rows}] if rows else []
 
 
@@ -133,7 +149,11 @@ def _runs(runs):
         versions = json.loads(run["versions"] or "{}")
         said = ", ".join(f"{name} {version}" for name, version in versions.items())
         cells = [run["run_id"], run["stage"], run["gpu"], run["device_name"], run["driver"], said]
-        cells += [(run["commit"] or display.MISSING)[:10], (run["started_at"] or "")[:19].replace("T", " "), run["host"]]
+        cells += [
+            (run["commit"] or display.MISSING)[:10],
+            (run["started_at"] or "")[:19].replace("T", " "),
+            run["host"],
+        ]
         rows.append([cell or display.MISSING for cell in cells])
     columns = ["run", "stage", "gpu", "device", "driver", "versions", "commit", "started (UTC)", "host"]
     note = "One row per process that measured. Engine arguments, clocks and logs are in tables/runs.csv."

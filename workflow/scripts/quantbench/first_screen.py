@@ -1,3 +1,257 @@
+"""The report's first screen: the question, the answer, and one table of every scheme on every gpu.
+
+Decides nothing: `context.summary` and `context.decisions` are decision.py's; here they become cells and a summary file.
+"""
+
+import polars as pl
+
+from quantbench import display
+from quantbench.evidence import STATES
+from quantbench.sections_quality import tiny_notice
+from quantbench.statistics import median_ci
+
+TONES = (("better", "good"), ("worse", "bad"))
+
+
 def first_screen(context):
-    return dict(title=context.study["title"],study=context.study["study"],scope="x",answer=["TEMP answer"],notices=[],footer="f",
-      table=dict(caption="c",columns=["scheme","a","verdict"],groups=[])),{}
+    """(what the template's header and first table show, the summary file's content)."""
+    study, summary = context.study, {(e["gpu"], e["model"], e["scheme"]): e for e in context.summary}
+    deciding = [found for entry in context.summary for found in entry["accuracy"] if found["decides"]]
+    tasks = list(dict.fromkeys(map(_task, deciding)))
+    rows, groups = [], []
+    for gpu in study["gpus"]:
+        for model in context.models:
+            decision = next((d for d in context.decisions if (d["gpu"], d["model"]) == (gpu, model)), None)
+            entries = [(scheme, summary.get((gpu, model, scheme))) for scheme in study["schemes"]]
+            groups.append(_group(context, gpu, model, entries, decision, tasks))
+            rows += [_numbers(gpu, model, scheme, entry, decision) for scheme, entry in entries]
+    answer = [{"sentence": d["sentence"], "uncertain": d["uncertain"]} for d in context.decisions]
+    if not answer:
+        sentence = "Nothing can be recommended: this study measured neither speed nor accuracy of a model."
+        answer = [{"sentence": sentence, "uncertain": []}]
+    screen = {
+        "title": study["title"],
+        "study": study["study"],
+        "scope": _scope(context),
+        "answer": answer,
+        "notices": list(filter(None, [tiny_notice(context.manifest)])),
+        "table": {"caption": _caption(context), "columns": _columns(context, tasks), "groups": groups},
+    }
+    decided = [
+        {name: d[name] for name in ("gpu", "model", "scheme", "metric", "gain", "low", "high")}
+        for d in context.decisions
+    ]
+    for short, said in zip(decided, answer, strict=False):
+        short.update(said)
+    return screen, {
+        "study": study["study"],
+        "title": study["title"],
+        "baseline": context.baseline,
+        "answer": decided,
+        "schemes": rows,
+    }
+
+
+def _scope(context):
+    runs = context.tables.get("runs")
+    days = sorted({day[:10] for day in runs["started_at"].drop_nulls()}) if runs is not None else []
+    when = [] if not days else [f"measured {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else "")]
+    parts = [display.listed(context.study["gpus"]), display.listed(context.models)]
+    return " · ".join([*parts, f"{len(context.study['schemes'])} schemes", *when])
+
+
+def _caption(context):
+    return (
+        f"Gains are times faster than {context.baseline}: above 1 is better. In brackets the "
+        f"{100 * context.confidence:g} % interval; coloured where it leaves “no difference” out. Differences of accuracy are in "
+        "percentage points, paired by question."
+    )
+
+
+def _columns(context, tasks):
+    columns = ["Scheme", "Throughput gain, largest batch", "Latency gain, smallest batch"]
+    for task, *_ in tasks:
+        columns += [f"Accuracy, {task}", f"against {context.baseline}"]
+    return [*columns, "Size", "Bits per weight", "Verdict"]
+
+
+def _task(found):
+    return found["task"], found["dataset"], found["shots"]
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+def _group(context, gpu, model, entries, decision, tasks):
+    speeds = {m: [s for _, e in entries if e and (s := _speed(e, m))] for m in ("throughput", "latency")}
+    # The batch that most schemes were compared at heads the group; a row that differs says so.
+    usual = {m: max(batches, key=batches.count) for m, s in speeds.items() if (batches := [x["batch_size"] for x in s])}
+    said = [f"{metric} at batch {batch}" for metric, batch in usual.items()]
+    first = next((s[0] for s in speeds.values() if s), None)
+    if first:
+        said.append(f"{first['input_tokens']} tokens in, {first['output_tokens']} out")
+    device = _device(context, gpu)
+    heading = " · ".join(filter(None, [f"{gpu}{f' ({device})' if device else ''}", model]))
+    rows = [_row(context, gpu, model, scheme, entry, decision, tasks, usual, first) for scheme, entry in entries]
+    return {"heading": heading, "said": ", ".join(said), "rows": rows}
+
+
+def _device(context, gpu):
+    devices = context.ok("gpus")
+    names = [] if devices is None else devices.filter(pl.col("gpu") == gpu)["device_name"].drop_nulls().to_list()
+    return names[0] if names else None
+
+
+def _row(context, gpu, model, scheme, entry, decision, tasks, usual, first):
+    if entry is None or entry["status"] != "ok":
+        return {
+            "scheme": scheme,
+            "cells": None,
+            "promise": None,
+            "tone": "",
+            **_not_ok(context, gpu, model, scheme, entry),
+        }
+    if entry["is_baseline"]:
+        cells = [
+            _baseline_speed(context, entry, metric, usual.get(metric), first) for metric in ("throughput", "latency")
+        ]
+    else:
+        cells = [_gain_cell(_speed(entry, metric), usual.get(metric)) for metric in ("throughput", "latency")]
+    for task in tasks:
+        found = next((f for f in entry["accuracy"] if f["decides"] and _task(f) == task), None)
+        cells += [_accuracy_cell(found), _difference_cell(found)]
+    size = entry["size"] or {}
+    cells.append(_cell(display.amount(size.get("bytes"), "B") if size else None, tone="even"))
+    bits = size.get("bits_per_weight")
+    cells.append(_cell(None if bits is None else f"{bits:.2f}", tone="even"))
+    tone, badge, reason = _verdict(entry, decision, context.baseline)
+    promise = None
+    if entry["verdict"] == "computes_other":
+        promise = f"computes {entry['computes']}, not {entry['expected']}"
+    if entry["verdict"] == "unquantized":
+        promise = "ran unquantized"
+    return {
+        "scheme": scheme,
+        "kind": "ok",
+        "cells": cells,
+        "tone": tone,
+        "badge": badge,
+        "reason": reason,
+        "promise": promise,
+    }
+
+
+def _not_ok(context, gpu, model, scheme, entry):
+    """Kind, badge and reason of a row without numbers. What the plan left out never ran, and looks different."""
+    where = {"gpu": gpu, "model": model, "scheme": scheme}
+    planned = any(all(point[k] == v for k, v in where.items()) for point in context.manifest["points"])
+    skips = [skip["reason"] for skip in context.manifest["skips"] if all(skip[k] == v for k, v in where.items())]
+    if skips and not planned:
+        return {"kind": "skipped", "badge": STATES["skipped"], "reason": skips[0]}
+    if entry is None or entry["status"] == "not measured":
+        reason = "the study asks for neither its speed nor its accuracy" if entry is None else entry["reason"]
+        return {"kind": "missing", "badge": STATES["missing"], "reason": reason}
+    return {"kind": entry["status"], "badge": STATES[entry["status"]], "reason": entry["reason"]}
+
+
+def _verdict(entry, decision, baseline):
+    """(tone, badge, reason): what decision.py concluded, in a word and in its own words."""
+    failures = "; ".join(f"{f['table']} {STATES[f['status']]} at some points: {f['reason']}" for f in entry["failures"])
+    if decision and decision["scheme"] == entry["scheme"]:
+        kept = "no other scheme gains without a loss" if entry["is_baseline"] else ""
+        return "good", "keep" if entry["is_baseline"] else "recommended", kept or failures
+    if entry["is_baseline"]:
+        return "even", "baseline", failures
+    why = next((r["why"] for r in (decision or {"rejected": []})["rejected"] if r["scheme"] == entry["scheme"]), "")
+    reason = "; ".join(filter(None, (why, failures if failures not in why else "")))
+    if entry["verdict"] == "unquantized":
+        return "bad", "ran unquantized", reason
+    deciding = [found.get("words", "") for found in entry["accuracy"] if found["decides"]]
+    if any(words.startswith("worse") for words in deciding):
+        return "bad", "loses accuracy", reason
+    speed = _speed(entry, (decision or {}).get("metric") or "throughput")
+    words = speed["words"] if speed else ""
+    if words.startswith("better"):
+        return "warn", f"faster than {baseline}, not chosen", reason
+    return ("bad", "slower", reason) if words.startswith("worse") else ("even", "no clear gain", reason)
+
+
+def _speed(entry, metric):
+    """The first length's comparison: throughput at the largest batch, latency (and others) at the smallest."""
+    found = [speed for speed in entry["speed"] if speed["metric"] == metric]
+    if not found:
+        return None
+    lengths = [(speed["input_tokens"], speed["output_tokens"]) for speed in found]
+    first = [speed for speed, length in zip(found, lengths, strict=True) if length == lengths[0]]
+    return (max if metric == "throughput" else min)(first, key=lambda speed: speed.get("batch_size", 0))
+
+
+# --- cells ----------------------------------------------------------------------------------------------------------
+
+
+def _cell(value, ci="", note="", tone=""):
+    return {"value": value or display.MISSING, "ci": ci, "note": note, "tone": tone if value else "even"}
+
+
+def _tone(words):
+    return next((tone for start, tone in TONES if words.startswith(start)), "even")
+
+
+def _gain_cell(speed, usual):
+    if speed is None:
+        return _cell(None)
+    note = "" if speed["words"].startswith(("better", "worse")) else speed["words"]
+    if speed["batch_size"] != usual:
+        note = f"at batch {speed['batch_size']}" + (f"; {note}" if note else "")
+    ends = display.interval(speed["low"], speed["high"], lambda value: f"{value:.2f}")
+    return _cell(display.factor(speed["gain"]), ends, note, _tone(speed["words"]))
+
+
+def _baseline_speed(context, entry, metric, batch, first):
+    """The baseline's own speed, which the gains multiply."""
+    frame = context.ok(metric)
+    if frame is None or first is None or batch is None:
+        return _cell(None)
+    same = {"gpu": entry["gpu"], "model": entry["model"], "scheme": entry["scheme"], "batch_size": batch}
+    same |= {name: first[name] for name in ("input_tokens", "output_tokens")}
+    times = frame.filter(**same)["elapsed_s"].to_list()
+    if not times:
+        return _cell(None)
+    median, *_ = median_ci(times, context.confidence)
+    if metric == "latency":
+        return _cell("1×", note=display.seconds(median), tone="even")
+    return _cell("1×", note=display.rate(batch * first["output_tokens"] / median, "tokens/s"), tone="even")
+
+
+def _accuracy_cell(found):
+    if found is None:
+        return _cell(None)
+    ends = display.interval(found["low"], found["high"], lambda value: f"{100 * value:.1f}")
+    return _cell(display.share(found["share"]), ends, tone="even")
+
+
+def _difference_cell(found):
+    if found is None or "difference" not in found:
+        return _cell(None)
+    ends = display.interval(found["difference_low"], found["difference_high"], display.points)
+    note = "" if found["words"].startswith(("better", "worse")) else found["words"]
+    return _cell(display.points(found["difference"]), ends, note, _tone(found["words"]))
+
+
+# --- the summary file -----------------------------------------------------------------------------------------------
+
+
+def _numbers(gpu, model, scheme, entry, decision):
+    """One scheme's row of the summary file: the first table's numbers, null where there is none."""
+    row = {"gpu": gpu, "model": model, "scheme": scheme, "status": "not measured" if entry is None else entry["status"]}
+    row |= {"reason": entry and entry["reason"], "chosen": bool(decision) and decision["scheme"] == scheme}
+    row["computes"] = entry and entry["computes"]
+    for metric in ("throughput", "latency"):
+        speed = entry and _speed(entry, metric)
+        row[f"{metric}_gain"] = speed and {name: speed[name] for name in ("batch_size", "gain", "low", "high", "words")}
+    names = ("task", "dataset", "shots", "filter", "n", "share", "low", "high", "difference", "difference_low")
+    names += ("difference_high", "p_holm", "smallest_detectable", "words")
+    found = [f for f in entry["accuracy"] if f["decides"]] if entry else []
+    row["accuracy"] = [{name: f.get(name) for name in names} for f in found]
+    size = (entry and entry["size"]) or {}
+    return row | {"bytes": size.get("bytes"), "bits_per_weight": size.get("bits_per_weight")}

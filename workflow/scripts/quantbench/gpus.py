@@ -1,4 +1,4 @@
-"""Data sheets of the devices a study may name (config/gpus.yaml), and the check that a job runs on the one it claims."""
+"""Data sheets of the devices a study may name (config/gpus.yaml), and the check that a job has the one it claims."""
 
 import difflib
 import json

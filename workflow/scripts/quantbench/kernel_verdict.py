@@ -4,6 +4,7 @@ import re
 
 VERDICTS = ("as_promised", "computes_other", "unquantized")
 FLOATS = ("bf16", "fp16", "fp32")
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 # What vLLM's own chooser (0.32) takes for everyday shapes, from running it with a faked device: compute capability to
 # kernel. FP8 in blocks is left out: which of DeepGEMM and CUTLASS runs hangs on what is installed.
@@ -44,15 +45,14 @@ def _unquantized(promised):
 def promised_for(scheme, layer_kind, dtype="bf16"):
     """What a scheme promises for the layers of one kind: its `computes`, or the model's own type for ignored layers.
 
-    `ignore` holds the names the toolkit matches: the layer's own name, or "re:" and a regular expression on it.
+    `ignore` holds the names the toolkit matches: the layer's own name, or "re:" and a regular expression on it. Of a
+    layer that the engine fuses it names the parts; vLLM wants all of them ignored, or none.
     """
-    for ignored in scheme.get("ignore") or []:
-        if ignored.startswith("re:"):
-            matches = re.match(ignored[3:], layer_kind)
-        else:
-            matches = ignored.rsplit(".", 1)[-1] == layer_kind
-        if matches:
-            return dtype
+    for part in FUSED.get(layer_kind, (layer_kind,)):
+        for ignored in scheme.get("ignore") or []:
+            pattern = ignored[3:] if ignored.startswith("re:") else re.escape(ignored.rsplit(".", 1)[-1]) + "$"
+            if re.match(pattern, part):
+                return dtype
     return scheme["computes"]
 
 
@@ -72,7 +72,7 @@ def expected_kernel(promised, gpu_entry, format=None):
 
 
 def refusal(expects, kernels, dtype):
-    """Why a variant must not be measured as its scheme, or None: a scheme that silently ran unquantized is not the scheme.
+    """Why a variant must not be measured as its scheme, or None: one that silently ran unquantized is not the scheme.
 
     expects  {"computes", "ignore"} of the scheme
     kernels  what the engine reported (see engine/kernels.py)
@@ -81,12 +81,12 @@ def refusal(expects, kernels, dtype):
     own = {"bfloat16": "bf16", "float16": "fp16"}[dtype]
     if expects["computes"] in FLOATS:
         return None
-    verdicts = {
-        entry["layer_kind"]: verdict(promised_for(expects, entry["layer_kind"], own), entry["computes"], entry["quantized"])
-        for entry in kernels
-    }
-    wrong = [kind for kind, found in verdicts.items() if found == "unquantized"]
+    wrong = []
+    for entry in kernels:
+        promised = promised_for(expects, entry["layer_kind"], own)
+        if verdict(promised, entry["computes"], entry["quantized"]) == "unquantized":
+            wrong.append(entry["layer_kind"])
     if not wrong:
         return None
-    ran = sorted({entry["kernel"] for entry in kernels if entry["layer_kind"] in wrong})
-    return f"silently ran unquantized: {', '.join(wrong)} took {', '.join(ran)} instead of computing {expects['computes']}"
+    ran = ", ".join(sorted({entry["kernel"] for entry in kernels if entry["layer_kind"] in wrong}))
+    return f"silently ran unquantized: {', '.join(wrong)} took {ran} instead of computing {expects['computes']}"

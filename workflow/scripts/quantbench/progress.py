@@ -34,6 +34,10 @@ class Progress:
             with contextlib.suppress(OSError, ValueError):
                 os.write(int(os.environ["QUANTBENCH_CONSOLE"]), line.encode())
 
+    def begin(self):
+        """The engine is ready: time left is judged from here."""
+        self.started = time.monotonic()
+
     def step(self, count=1):
         """`count` more points are in the store."""
         self.done += count

@@ -1,7 +1,7 @@
 """One self-contained HTML page of a study: text, tables and charts, and no request to anywhere.
 
 Everything that came from a config, a model, a log or a generated answer is text to escape: Jinja escapes it in HTML,
-`embedded_json` in the charts' specifications, and the page's policy lets run only the two scripts whose digest it names.
+`embedded_json` in the charts' specifications, and the page's policy runs only the two scripts whose digests it names.
 """
 
 import base64

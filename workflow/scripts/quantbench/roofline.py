@@ -24,7 +24,7 @@ RATES = {
 def layer_shapes(model_config, tensor_parallel_size=1):
     """Linear layers of a dense Llama-like decoder, fused as they are served: [{"layer", "n", "k", "count"}].
 
-    A layer multiplies [m, k] activations with an [n, k] weight. `n` and `k` are of one device of `tensor_parallel_size`.
+    A layer multiplies [m, k] activations with an [n, k] weight; `n` and `k` are one device's part.
     model_config is the model's config.json. Raises UserError for an architecture whose shapes these are not.
 
         qkv_proj      n = (heads + 2 kv_heads) head_dim     k = hidden             once per block
@@ -36,7 +36,7 @@ def layer_shapes(model_config, tensor_parallel_size=1):
     config = model_config.get("text_config") or model_config
     experts = [key for key in ("num_local_experts", "num_experts", "n_routed_experts") if config.get(key)]
     if experts:
-        raise UserError(f"config.json has {experts[0]}: mixtures of experts have other matrix products than a dense model")
+        raise UserError(f"config.json has {experts[0]}: mixtures of experts have other matrix products")
     try:
         hidden, heads, blocks = config["hidden_size"], config["num_attention_heads"], config["num_hidden_layers"]
         intermediate, vocabulary = config["intermediate_size"], config["vocab_size"]
@@ -110,7 +110,7 @@ def gemm_flops(m, n, k):
 
 
 def floor_s(bytes, flops, bandwidth_bytes_per_s, rate_flops_per_s):
-    """Least time: the memory bus and the arithmetic overlap, so the slower of the two. None when a ceiling is unknown."""
+    """Least time: the memory bus and the arithmetic overlap, so the slower of the two; None without a ceiling."""
     if bandwidth_bytes_per_s is None or rate_flops_per_s is None:
         return None
     return max(bytes / bandwidth_bytes_per_s, flops / rate_flops_per_s)

@@ -1,4 +1,4 @@
-"""What the report's chart sections share: the study, its tables, the schemes' looks and order, and how a section is made.
+"""What the report's chart sections share: the study, its tables, its schemes' looks, and how a section is made.
 
 A section is {"id", "title", "intro", "missing", "notices", "legend", "groups"}; a group (one gpu, model and load) has a
 `heading` that says what its charts show, a `kicker` that says of what, `panels` [{"title", "description", "chart"}],
@@ -8,7 +8,7 @@ A section is {"id", "title", "intro", "missing", "notices", "legend", "groups"};
 
 import polars as pl
 
-from quantbench import charts, display
+from quantbench import charts, decision, display
 
 NOT_ASKED = "The study's config has no section “{stage}”."
 NOTHING_OK = "Asked for, but no point was measured: see what is missing, and why, below."
@@ -23,6 +23,8 @@ class Context:
         self.confidence = self.study.get("repeats", {}).get("confidence", 0.95)
         self.look = charts.looks(self.study["schemes"], self.baseline)
         self.models = [model["name"] for model in self.study["models"]]
+        self.summary = decision.summarize(tables, self.baseline, self.confidence)
+        self.decisions = decision.choose(self.summary)
 
     def section(self, stage, title, intro, groups, asked=None, notices=()):
         asked = asked or stage
@@ -33,7 +35,7 @@ class Context:
         return {
             "id": stage,
             "title": title,
-            "intro": intro.format(ci=f"{100 * self.confidence:g}"),
+            "intro": intro.format(ci=f"{100 * self.confidence:g}", baseline=self.baseline),
             "missing": missing,
             "notices": list(notices) if groups else [],
             "legend": [{"scheme": scheme, **look} for scheme, look in self.look.items() if scheme in present],
@@ -50,7 +52,8 @@ class Context:
         frame = self.ok(table)
         if frame is None:
             return []
-        orders = {"gpu": self.study["gpus"], "model": self.models}
+        # Request rates, which is how users come, before fixed concurrency.
+        orders = {"gpu": self.study["gpus"], "model": self.models, "load": ["rate", "concurrency"]}
 
         def place(group):
             return [orders[k].index(v) if v in orders.get(k, ()) else v for k, v in zip(keys, group[0], strict=True)]

@@ -1,13 +1,16 @@
 """The report's sections on quality and size: accuracy, perplexity, checkpoints."""
 
 from quantbench import charts, display
-from quantbench.sections import panel, parts, point
-from quantbench.statistics import paired_bootstrap_ci, perplexity_ratio_ci, wilson
+from quantbench.sections import panel, point
 
 TINY = (
-    "“{names}” is a small synthetic model that this workflow trains on made-up arithmetic, with outlier channels planted "
-    "in its weights so that quantization has something to break. Its accuracy shows that a loss is seen when there is "
-    "one; it says nothing about how much a real model would lose. Its speed is that of a toy."
+    "“{names}” is a small synthetic model, trained by this workflow on made-up arithmetic, with outlier channels planted "
+    "in its weights. Its accuracy shows that a loss is seen where there is one, not how much a real model would lose; its "
+    "speed is that of a toy."
+)
+TINY_SHORT = (
+    "The tiny model is synthetic, with planted outlier channels: its losses show that the method sees them, not what a "
+    "real model loses."
 )
 
 
@@ -18,113 +21,113 @@ def tiny_notice(manifest):
 
 
 def notices(context):
-    return list(filter(None, [tiny_notice(context.manifest)]))
+    """The same in short, for the sections further down."""
+    return [TINY_SHORT] if tiny_notice(context.manifest) else []
 
 
 def accuracy(context):
     intro = (
-        "Share of questions answered right, with its {ci} % Wilson interval; the dashed line is {baseline}. The intervals "
-        "are each scheme's own: whether two schemes differ is told by the paired comparison on the same questions, in "
-        "the numbers below and in the first table."
-    ).replace("{baseline}", context.baseline)
-    groups, keys = [], ["gpu", "model", "task", "dataset", "shots"]
-    for (gpu, model, task, dataset, shots), frame in context.grouped("accuracy", keys):
-        kicker = f"{gpu} · {model} · {task} on {dataset}, {shots} examples in the prompt"
-        groups.append({"kicker": kicker, **_accuracy_group(context, frame)})
+        "Share of questions answered right, with its {ci} % Wilson interval; the dashed line is {baseline}. These "
+        "intervals are each scheme's own. Whether a scheme differs is told by the comparison question by question, in "
+        "the heading and in the numbers: exact McNemar test, Holm-adjusted over the schemes."
+    )
+    groups, keys = [], ("task", "dataset", "shots")
+    for gpu, model, entries in _variants(context):
+        tasks = dict.fromkeys(tuple(found[k] for k in keys) for entry in entries for found in entry["accuracy"])
+        for task in tasks:
+            mine = [(e["scheme"], f) for e in entries for f in e["accuracy"] if tuple(f[k] for k in keys) == task]
+            kicker = f"{gpu} · {model} · {task[0]} on {task[1]}, {task[2]} solved examples in the prompt"
+            groups.append({"kicker": kicker, **_accuracy_group(context, mine)})
     return context.section("accuracy", "Accuracy", intro, groups, notices=notices(context))
 
 
-def _accuracy_group(context, frame):
-    panels, table, losses, asked = [], [], {}, 0
-    for (name,), filtered in parts(frame, ["filter"]):
-        answers = {
-            scheme: dict(part.select("question", "correct").iter_rows()) for (scheme,), part in parts(filtered, ["scheme"])
-        }
-        base, rows = answers.get(context.baseline), []
-        for scheme, correct in answers.items():
-            n, right = len(correct), sum(correct.values())
-            asked = max(asked, n)
-            estimate = (right / n, *wilson(right, n, context.confidence))
-            row = point(scheme, None, estimate, display.share)
-            rows.append(row)
-            difference = ""
-            both = sorted(set(correct) & set(base or ()))
-            if both and scheme != context.baseline:
-                pairs = [base[q] for q in both], [correct[q] for q in both]
-                estimate = paired_bootstrap_ci(*pairs, context.confidence)
-                difference = display.with_interval(estimate, display.points)
-                losses.setdefault(name, []).append((scheme, *estimate))
-            table.append([scheme, name, f"{right} of {n}", row["text"], difference])
-        rows = context.in_order(rows)
+def _accuracy_group(context, mine):
+    panels, table = [], []
+    deciding = [found["filter"] for _, found in mine if found["decides"]]
+    filters = sorted(dict.fromkeys(found["filter"] for _, found in mine), key=lambda name: name not in deciding)
+    for name in filters:
+        read = [(scheme, found) for scheme, found in mine if found["filter"] == name]
+        rows = []
+        for scheme, found in read:
+            rows.append(point(scheme, None, (found["share"], found["low"], found["high"]), display.share))
+            beside = ["", "", ""]
+            if "difference" in found:
+                estimate = (found["difference"], found["difference_low"], found["difference_high"])
+                unseen = found["smallest_detectable"]
+                beside = [display.with_interval(estimate, display.points), found["words"]]
+                beside.append(display.MISSING if unseen is None else f"{100 * unseen:.1f}")
+            right = f"{round(found['share'] * found['n'])} of {found['n']}"
+            table.append([scheme, name, right, rows[-1]["text"], *beside])
         reference = next((row["value"] for row in rows if row["scheme"] == context.baseline), None)
         chart = charts.intervals(rows, context.look, x_title="answered right", reference=reference, percent=True)
-        panels.append(panel(f"Read by {name}", chart, rows))
-    columns = ["scheme", "answer read by", "right", "share", f"against {context.baseline}, percentage points"]
-    table.sort(key=lambda row: (list(context.look).index(row[0]) if row[0] in context.look else len(context.look)))
-    return {
-        "heading": _loss_heading(context, next(iter(losses.values()), []), asked),
-        "panels": panels,
-        "notes": [],
-        "numbers": {"columns": columns, "rows": table},
-    }
+        panels.append(panel(f"Answers read by {name}", chart, rows))
+    columns = ["scheme", "answer read by", "right", "share", f"against {context.baseline}, points", "verdict"]
+    columns.append("smallest loss it could show, points")
+    compared = [(scheme, found) for scheme, found in mine if found["decides"] and "words" in found]
+    heading = _loss_heading(context, compared)
+    return {"heading": heading, "panels": panels, "notes": [], "numbers": {"columns": columns, "rows": table}}
 
 
-def _loss_heading(context, differences, asked):
-    """What the paired differences of the first filter say. An interval that spans zero is no difference."""
-    if not differences:
+def _loss_heading(context, compared):
+    if not compared:
         return f"Nothing stands beside {context.baseline} to compare"
-    changed = [(d, scheme) for scheme, d, low, high in differences if low is not None and (low > 0 or high < 0)]
+    changed = sorted((f["difference"], scheme) for scheme, f in compared if f["words"].startswith(("better", "worse")))
+    unclear = [scheme for scheme, found in compared if found["words"].startswith("cannot tell")]
+    asked = compared[0][1]["n"]
+    losses = display.listed(f"{scheme} {display.points(difference)}" for difference, scheme in changed)
+    said = [f"in percentage points against {context.baseline}, {losses}"]
     if not changed:
-        return f"No scheme differs significantly from {context.baseline} on {asked} questions"
-    said = display.listed(f"{scheme} {display.points(d)}" for d, scheme in sorted(changed))
-    rest = "" if len(changed) == len(differences) else "; the others show no significant difference"
-    return f"Against {context.baseline}, in percentage points: {said}{rest}"
+        said = [f"no scheme is shown to differ from {context.baseline} on {asked} questions"]
+    if unclear:
+        said.append(f"too few questions to tell for {display.listed(unclear)}")
+    if changed and len(changed) + len(unclear) < len(compared):
+        said.append("no significant difference for the others")
+    heading = "; ".join(said)
+    return heading[0].upper() + heading[1:]
 
 
 def perplexity(context):
     intro = (
-        "Perplexity over that of {baseline} on the same documents, with its {ci} % interval, documents resampled. Above 1 "
-        "is worse: the text surprises the quantized model more."
-    ).replace("{baseline}", context.baseline)
+        "Perplexity over that of {baseline} on the same documents, with its {ci} % interval, documents resampled. "
+        "Above 1 is worse: the text surprises the quantized model more."
+    )
     groups = []
-    for (gpu, model, dataset), frame in context.grouped("perplexity", ["gpu", "model", "dataset"]):
-        groups.append({"kicker": f"{gpu} · {model} · {dataset}", **_perplexity_group(context, frame)})
+    for gpu, model, entries in _variants(context):
+        for dataset in dict.fromkeys(found["dataset"] for entry in entries for found in entry["perplexity"]):
+            mine = [(e["scheme"], f) for e in entries for f in e["perplexity"] if f["dataset"] == dataset]
+            groups.append({"kicker": f"{gpu} · {model} · {dataset}", **_perplexity_group(context, mine)})
     return context.section("perplexity", "Perplexity", intro, groups, notices=notices(context))
 
 
-def _perplexity_group(context, frame):
-    documents = {
-        scheme: {row[0]: row[1:] for row in part.select("document", "negative_log_likelihood", "tokens").iter_rows()}
-        for (scheme,), part in parts(frame, ["scheme"])
-    }
-    base, rows, table = documents.get(context.baseline, {}), [], []
-    for scheme, mine in documents.items():
-        both = sorted(set(mine) & set(base))
-        tokens = sum(tokens for _, tokens in mine.values())
-        # Against a text that surprises nobody, the ratio is the perplexity itself.
-        value, low, high = perplexity_ratio_ci([0.0] * len(mine), [nll for nll, _ in mine.values()], [t for _, t in mine.values()], context.confidence)
-        text = ""
-        if both and scheme != context.baseline:
-            sums = [base[d][0] for d in both], [mine[d][0] for d in both], [mine[d][1] for d in both]
-            row = point(scheme, None, perplexity_ratio_ci(*sums, context.confidence), lambda ratio: f"{ratio:.4g}")
-            rows.append(row)
-            text = row["text"]
-        table.append([scheme, f"{value:.4g} [{low:.4g}, {high:.4g}]" if low is not None else f"{value:.4g}", len(mine), tokens, text])
-    rows = context.in_order(rows)
-    columns = ["scheme", "perplexity", "documents", "tokens", f"over {context.baseline}"]
-    worse = [row for row in rows if row["low"] is not None and row["low"] > 1]
+def _perplexity_group(context, mine):
+    rows, table = [], []
+    for scheme, found in mine:
+        cells = ["", ""]
+        if found["ratio"] is not None:
+            rows.append(
+                point(scheme, None, (found["ratio"], found["low"], found["high"]), lambda ratio: f"{ratio:.4f}")
+            )
+            cells = [rows[-1]["text"], found["words"]]
+        table.append([scheme, f"{found['perplexity']:.4g}", *cells])
+    worse = [(found["ratio"], scheme) for scheme, found in mine if found.get("words", "").startswith("worse")]
     if not rows:
         heading = f"Nothing stands beside {context.baseline} to compare"
     elif not worse:
         heading = f"No scheme's perplexity is measurably above that of {context.baseline}"
     else:
-        worst = max(worse, key=lambda row: row["value"])
-        heading = f"{worst['scheme']} loses most: {worst['value']:.3g} times the perplexity of {context.baseline}"
-    title = f"Perplexity over {context.baseline}"
-    panels = []
-    if rows:
-        panels = [panel(title, charts.intervals(rows, context.look, x_title=f"× {context.baseline}", reference=1), rows)]
+        heading = f"{max(worse)[1]} loses most: {max(worse)[0]:.3g} times the perplexity of {context.baseline}"
+    chart = rows and charts.intervals(rows, context.look, x_title=f"× {context.baseline}", reference=1)
+    panels = [panel(f"Perplexity over {context.baseline}", chart, rows)] if rows else []
+    columns = ["scheme", "perplexity", f"over {context.baseline}", "verdict"]
     return {"heading": heading, "panels": panels, "notes": [], "numbers": {"columns": columns, "rows": table}}
+
+
+def _variants(context):
+    """[(gpu, model, entries of the summary in the study's order of schemes)]."""
+    for gpu in context.study["gpus"]:
+        for model in context.models:
+            entries = [entry for entry in context.summary if (entry["gpu"], entry["model"]) == (gpu, model)]
+            yield gpu, model, context.in_order(entries)
 
 
 def size(context):

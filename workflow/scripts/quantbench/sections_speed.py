@@ -1,11 +1,9 @@
 """The report's sections on speed: latency, throughput, serving, and kernels beside the roofline."""
 
 from quantbench import charts, display
+from quantbench.comparison import P99_REQUESTS
 from quantbench.sections import panel, parts, point, rescaled
 from quantbench.statistics import median_ci, quantile_ci, ratio_of_medians_ci, ratio_of_quantiles_ci
-
-# Below this many requests the p99 is, in effect, the slowest request.
-P99_REQUESTS = 100
 
 SERVING_TIMES = (
     ("Time to first token, median", "first_token_s", 0.5),
@@ -29,8 +27,8 @@ def latency(context):
 
 def throughput(context):
     intro = (
-        "Tokens generated per second of a batch handed over at once: the median of the repeats, with its {ci} % interval "
-        "as a bar. Higher is better."
+        "Tokens generated per second of a batch handed over at once: the median of the repeats, with its {ci} % "
+        "interval as a bar. Higher is better."
     )
     return context.section("throughput", "Throughput by batch size", intro, _batches(context, "throughput"))
 
@@ -39,7 +37,7 @@ def _batches(context, stage):
     groups, keys = [], ["gpu", "model", "input_tokens", "output_tokens"]
     for (gpu, model, inputs, outputs), frame in context.grouped(stage, keys):
         times = {place: part["elapsed_s"].to_list() for place, part in parts(frame, ["scheme", "batch_size"])}
-        shown = display.seconds if stage == "latency" else lambda value: display.amount(value, "tokens/s")
+        shown = display.seconds if stage == "latency" else lambda value: display.rate(value, "tokens/s")
         made, gains = [], []
         for (scheme, batch), values in times.items():
             estimate = median_ci(values, context.confidence)
@@ -52,7 +50,9 @@ def _batches(context, stage):
                 gain = ratio_of_medians_ci(values, base, context.confidence)
                 gains.append(point(scheme, batch, gain, display.factor))
         kicker = f"{gpu} · {model} · {inputs} tokens in, {outputs} out"
-        groups.append({"kicker": kicker, **_batch_group(context, stage, context.in_order(made), context.in_order(gains))})
+        groups.append(
+            {"kicker": kicker, **_batch_group(context, stage, context.in_order(made), context.in_order(gains))}
+        )
     return groups
 
 
@@ -60,11 +60,15 @@ def _batch_group(context, stage, made, gains):
     batches = [row["x"] for row in made]
     if stage == "latency":
         (unit, size), title = display.time_unit(max(row["value"] for row in made)), "Time per batch"
-        heading = _heading(context, gains, min(batches), f"At batch {min(batches)}", "{gain} as fast as {base}")
+        heading = _heading(context, gains, min(batches), f"At batch {min(batches)}", "is {gain} as fast as {base}")
     else:
         (unit, size), title = ("tokens/s", 1), "Tokens per second"
-        heading = _heading(context, gains, max(batches), f"At batch {max(batches)}", "{gain} the throughput of {base}")
-    chart = charts.lines(rescaled(made, size), context.look, x_title="batch size", y_title=f"{unit}, log scale", log=True)
+        heading = _heading(
+            context, gains, max(batches), f"At batch {max(batches)}", "has {gain} the throughput of {base}"
+        )
+    chart = charts.lines(
+        rescaled(made, size), context.look, x_title="batch size", y_title=f"{unit}, log scale", log=True
+    )
     panels = [panel(title, chart, made, "batch")]
     gain_title = f"Gain over {context.baseline}"
     if gains:
@@ -85,7 +89,7 @@ def _heading(context, gains, x, where, how):
     if not better:
         return f"{where}, no scheme is measurably better than {context.baseline}"
     best = max(better, key=lambda row: row["value"])
-    return f"{where}, {best['scheme']} has " + how.format(gain=display.factor(best["value"]), base=context.baseline)
+    return f"{where}, {best['scheme']} " + how.format(gain=display.factor(best["value"]), base=context.baseline)
 
 
 def _rate(work, estimate):
@@ -100,7 +104,6 @@ def serving(context):
         "{ci} % intervals as bars; lower is better."
     )
     groups, keys = [], ["gpu", "model", "input_tokens_asked", "output_tokens_asked", "load"]
-    # Backwards by the load's name: request rates, which is how users come, before fixed concurrency.
     for (gpu, model, inputs, outputs, load), frame in context.grouped("serving", keys):
         kicker = f"{gpu} · {model} · {inputs} tokens in, {outputs} out · by {SERVING_LOADS[load][1]}"
         groups.append({"kicker": kicker, **_load_group(context, load, frame)})
@@ -125,7 +128,9 @@ def _load_group(context, load, frame):
         if not rows:
             continue
         unit, size = display.time_unit(max(row["value"] for row in rows))
-        chart = charts.lines(rescaled(rows, size), context.look, x_title=x_title, y_title=f"{unit}, log scale", log=True)
+        chart = charts.lines(
+            rescaled(rows, size), context.look, x_title=x_title, y_title=f"{unit}, log scale", log=True
+        )
         panels.append(panel(title, chart, rows, x_title))
         for row in rows:
             texts.setdefault((row["scheme"], row["x"]), {})[title] = row["text"]
@@ -136,9 +141,9 @@ def _load_group(context, load, frame):
         for (scheme, x, name), values in samples.items()
         if base and values and (name, x) == ("finished_s", most) and scheme != context.baseline
     ]
-    heading = _heading(context, gains, most, where.format(x=most), "{gain} the speed of {base} for the median whole answer")
+    heading = _heading(context, gains, most, where.format(x=most), "gives the median answer {gain} as fast as {base}")
     fewest = min(len(values) for values in samples.values())
-    caveat = f"The p99 of {fewest} requests is little more than the slowest one: a hint. It takes {P99_REQUESTS} and more."
+    caveat = f"The p99 of {fewest} requests is little more than the slowest one. It takes {P99_REQUESTS} and more."
     titles = [shown["title"] for shown in panels]
     table = [[s, f"{x:g}", *(cells.get(title, "") for title in titles)] for (s, x), cells in texts.items()]
     return {
@@ -184,7 +189,7 @@ def _product_group(context, frame):
 
 
 def _reached(reached):
-    """What the shares of the roofline say. A share above 1 is no achievement but a fault of the floor or of the timing."""
+    """What the shares of the roofline say. One above 1 is no achievement but a fault of the floor or of the timing."""
     known = [(used, what) for used, what in reached if used is not None]
     possible, beyond = [k for k in known if k[0] <= 1], [what for used, what in known if used > 1]
     notes = []
@@ -193,8 +198,8 @@ def _reached(reached):
     if beyond:
         more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
         notes.append(
-            f"Faster than the floor, which cannot be: {'; '.join(beyond[:3])}{more}. There the measured ceilings are too "
-            "low for this shape (a product that stays in cache, say), so its floor says nothing."
+            f"Faster than the floor, which cannot be: {'; '.join(beyond[:3])}{more}. There the measured ceilings are "
+            "too low for this shape (a product that stays in cache, say), so its floor says nothing."
         )
     if not possible:
         return "Time of each layer's matrix product", notes

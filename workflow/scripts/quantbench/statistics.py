@@ -115,7 +115,13 @@ def paired_bootstrap_ci(a, b, confidence=0.95):
     if len(differences) < 2:
         return float(differences.mean()), None, None
     rng = np.random.default_rng(SEED)
-    means = _in_blocks(rng, len(differences), lambda picked: differences[picked].mean(axis=1))
+    values, counts = np.unique(differences, return_counts=True)
+    if len(values) <= 3:
+        # Right or wrong: only how often -1, 0 and 1 are drawn matters, and those counts are multinomial.
+        drawn = rng.multinomial(len(differences), counts / len(differences), size=RESAMPLES)
+        means = drawn @ values / len(differences)
+    else:
+        means = _in_blocks(rng, len(differences), lambda picked: differences[picked].mean(axis=1))
     return float(differences.mean()), *_interval(means, confidence)
 
 

@@ -75,7 +75,7 @@ SCHEMA = {
         "calibration_key": Column("str", None, "key of the calibration data; null for a scheme that takes none"),
         "bytes": Column("int", "B", "size of the safetensors files"),
         "parameters": Column("int", None, "weights, counted before packing"),
-        "bits_per_weight": Column("float", "bit", "8 bytes / parameters; counts scales, zeros and unquantized layers"),
+        "bits_per_weight": Column("float", "bit", "of the quantized layers, with scales and zeros; of all if none is"),
         "quantize_s": Column("float", "s", "time of quantizing; null for weights that were not quantized"),
         "peak_memory_bytes": Column("int", "B", "most host memory that quantizing took"),
     },

@@ -144,7 +144,7 @@ def _parameters(point):
 
 def _probe_rows(datasheet, keys, record):
     probe = record["rows"][0] if record["status"] == "ok" else {}
-    by_datasheet = {dtype: rate for dtype, rate in datasheet["peak_flops_per_s"].items() if rate is not None}
+    by_datasheet = {dtype: rate for dtype, rate in datasheet["matrix_flops_per_s"].items() if rate is not None}
     measured = probe.get("matrix_flops_per_s") or {}
     row = {name: value for name, value in keys.items() if name in SCHEMA["gpus"]}
     row |= {name: probe.get(name) for name in ("device_name", "capability", "memory_bytes", "driver")}

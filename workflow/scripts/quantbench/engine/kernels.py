@@ -42,7 +42,7 @@ def report_kernels(model):
 
 
 def describe_layer(layer):
-    """Kernel, what it computes, and whether it is quantized, of one linear layer: {"kernel", "computes", "quantized"}."""
+    """What one linear layer runs: {"kernel", "computes", "quantized"}, as in report_kernels."""
     kernel = find_kernel(layer)
     if kernel is not None:
         return {"kernel": type(kernel).__name__, "computes": what_kernel_computes(kernel, layer), "quantized": True}
@@ -85,7 +85,7 @@ def what_kernel_computes(kernel, layer):
         return _fp4_computes(name, layer)
     if "Mx" in name:
         return _mx_computes(name)
-    if "fp8" in name.lower() and "ScaledMM" in name or name == "XPUW8A16FP8LinearKernel":
+    if "fp8" in name.lower():
         # Humming decides by its configuration, on the device.
         if name.startswith("Humming"):
             return None
@@ -113,7 +113,8 @@ def _integer_computes(name, config, layer):
 
 def _fp4_computes(name, layer):
     """NVFP4 weights; 16-bit activations where the kernel or the scheme says so."""
-    weight_only = name.startswith("Marlin") or "W4A16" in name or getattr(getattr(layer, "scheme", None), "use_a16", False)
+    asked = getattr(getattr(layer, "scheme", None), "use_a16", False)
+    weight_only = asked or name.startswith("Marlin") or "W4A16" in name
     return "w4a16-fp4" if weight_only else "w4a4-fp4"
 
 
@@ -134,7 +135,7 @@ def _cpu_path(layer):
     if function is None:
         return None
     used = getattr(getattr(function, "__code__", None), "co_names", ())
-    known = ("onednn_mm", "weight_packed_linear_cpu", "zentorch_linear_unary")
+    known = ("onednn_mm", "weight_packed_linear_cpu", "weight_packed_linear", "zentorch_linear_unary")
     return next((name for name in known if name in used), "torch linear")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantbench.load import random_prompts
+from quantbench.load import random_prompts, read_token_ids
 from quantbench.statistics import narrow_enough
 
 
@@ -58,8 +58,8 @@ class Session:
 
         # Greedy, never stopping early, never turned into text: exactly `output_tokens` decoding steps.
         parameters = SamplingParams(max_tokens=output_tokens, temperature=0.0, ignore_eos=True, detokenize=False)
-        vocabulary = self.llm.llm_engine.model_config.get_vocab_size()
-        prompts = [{"prompt_token_ids": ids} for ids in random_prompts(batch_size, input_tokens, vocabulary, seed=0)]
+        prompts = random_prompts(read_token_ids(self.checkpoint), input_tokens, batch_size, seed=0)
+        prompts = [{"prompt_token_ids": ids} for ids in prompts]
 
         def once():
             started = time.perf_counter()

@@ -17,6 +17,8 @@ def engine_environment(gpu_entry):
             # vLLM's default binding leaves a core idle.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(cores),
+            # An offline engine in this very process is ready in 2 s instead of 16 s; a server is not affected.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             # Spinning threads turned 0.04 s into 0.9 s beside a busy neighbour.
             "OMP_WAIT_POLICY": "PASSIVE",
         }

@@ -79,8 +79,9 @@ class Harness:
         torch_dtype = getattr(torch, dtype)
         default_dtype = torch.get_default_dtype()
         torch.set_default_dtype(torch_dtype)
-        # Schemes ask the model's configuration for its type and nothing else; there is no model here.
-        self.config.model_config = SimpleNamespace(dtype=torch_dtype, quantization=None, is_moe=False)
+        # There is no model here; schemes and kernels ask its configuration for little more than its type.
+        no_model = {"hf_config": SimpleNamespace(), "hf_text_config": SimpleNamespace(), "is_moe": False}
+        self.config.model_config = SimpleNamespace(dtype=torch_dtype, **no_model)
         try:
             with torch.device(self.device), torch.inference_mode():
                 yield from self._measure(n, k, tokens, torch_dtype, format, quantization_config, repeats, started)
@@ -103,15 +104,16 @@ class Harness:
         described = describe_layer(layers[0])
         for m in tokens:
             try:
-                status, reason, rows = self._measure_one(m, layers, weight, described, n, k, dtype, format, repeats,
-                                                         quantization_config)  # fmt: skip
+                status, reason, rows = self._measure_one(
+                    m, layers, weight, described, n, k, dtype, format, quantization_config, repeats
+                )
             except Exception as error:
                 status, reason = _expected_failure(error)
                 rows = []
             yield m, status, reason, rows, time.perf_counter() - started
             started = time.perf_counter()
 
-    def _measure_one(self, m, layers, weight, described, n, k, dtype, format, repeats, quantization_config):
+    def _measure_one(self, m, layers, weight, described, n, k, dtype, format, quantization_config, repeats):
         kernel, computes = described["kernel"], described["computes"]
         if (computes or "").startswith("emulated"):
             return "unsupported", f"{kernel} only emulates this format: its numbers without its speed", []
@@ -137,7 +139,7 @@ class Harness:
 
 
 def build_layer(n, k, dtype, quantization_config, tensors):
-    """vLLM's ReplicatedLinear of k input and n output features with these weights, processed as after loading a model."""
+    """vLLM's ReplicatedLinear of k inputs and n outputs with these weights, processed as after loading a model."""
     from vllm.model_executor.layers.linear import ReplicatedLinear
     from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
 
@@ -148,7 +150,9 @@ def build_layer(n, k, dtype, quantization_config, tensors):
         for group in config["config_groups"].values():
             group["targets"] = ["Linear"]
         quantization = CompressedTensorsConfig.from_config({**config, "ignore": []})
-    layer = ReplicatedLinear(k, n, bias=False, params_dtype=dtype, quant_config=quantization, prefix="layer", return_bias=False)
+    layer = ReplicatedLinear(
+        k, n, bias=False, params_dtype=dtype, quant_config=quantization, prefix="layer", return_bias=False
+    )
     for name, parameter in layer.named_parameters():
         parameter.data.copy_(tensors[name].view(parameter.shape))
     layer.quant_method.process_weights_after_loading(layer)
@@ -170,7 +174,7 @@ def relative_error(result, x, weight, n, k):
 
 
 def error_bound(computes, format):
-    """The greatest relative error that is rounding, for what a kernel computes; for an unknown kernel, for its format."""
+    """The greatest relative error that is rounding, by what a kernel computes; by the format for an unknown kernel."""
     if computes is None:
         inputs = (format or {}).get("input_activations")
         computes = f"a{inputs['num_bits']}-{'fp8' if inputs['type'] == 'float' else 'int8'}" if inputs else "a16"
@@ -185,10 +189,12 @@ def _expected_failure(error):
     """(status, reason) of a failure that is a result; raises every other error again."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return "out_of_memory", _one_line(error)
-    if isinstance(error, NotImplementedError | ValueError) or (isinstance(error, RuntimeError) and REFUSALS.search(str(error))):
+    refused = isinstance(error, RuntimeError) and REFUSALS.search(str(error))
+    if refused or isinstance(error, NotImplementedError | ValueError):
         return "unsupported", _one_line(error)
     raise error
 
 
 def _one_line(error):
-    return " ".join(str(error).split()) or type(error).__name__
+    # On a device for which vLLM lists no kernel at all, its list of reasons is empty.
+    return " ".join(str(error).split()).removesuffix(" Reasons:") or type(error).__name__

@@ -54,7 +54,7 @@ def make_weight(n, k, format, dtype, device):
         return _packed_integers(values, weights, dtype)
     if kind in (("int", 8, "channel"), ("int", 8, "tensor")) and weights.get("symmetric", True):
         return _eight_bit(values, weights, torch.int8, 127.0)
-    if weights["type"] == "float" and weights["num_bits"] == 8 and weights["strategy"] in ("channel", "tensor", "block"):
+    if kind in (("float", 8, "channel"), ("float", 8, "tensor"), ("float", 8, "block")):
         return _eight_bit(values, weights, torch.float8_e4m3fn, FP8_MAX)
     if kind == ("float", 4, "tensor_group") and weights["group_size"] == 16:
         return _nvfp4(values)
@@ -72,10 +72,13 @@ def static_input_scales(format, device):
     inputs = (format or {}).get("input_activations") or {}
     if inputs.get("strategy") == "tensor_group":
         # Stored as a divisor, like the weights' global scale.
-        return {"input_global_scale": torch.tensor([FP8_MAX * FP4_MAX / LARGEST_INPUT], dtype=torch.float32, device=device)}
-    top = FP8_MAX if inputs.get("type") == "float" else 127.0
-    return {"input_scale": torch.tensor([LARGEST_INPUT / top], dtype=torch.float32, device=device),
-            "input_zero_point": torch.tensor([0], device=device)}  # fmt: skip
+        divisor = FP8_MAX * FP4_MAX / LARGEST_INPUT
+        return {"input_global_scale": torch.tensor([divisor], dtype=torch.float32, device=device)}
+    scale = LARGEST_INPUT / (FP8_MAX if inputs.get("type") == "float" else 127.0)
+    return {
+        "input_scale": torch.tensor([scale], dtype=torch.float32, device=device),
+        "input_zero_point": torch.tensor([0], device=device),
+    }
 
 
 def _packed_integers(values, weights, dtype):

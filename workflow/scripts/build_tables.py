@@ -1,6 +1,6 @@
 """Collect a study's points from the store into tidy tables, as Parquet and CSV.
 
-python workflow/scripts/tabulate.py --manifest=results/demo/manifest.json --store=results/store --output=FOLDER
+python workflow/scripts/build_tables.py --manifest=results/demo/manifest.json --store=results/store --output=FOLDER
 """
 
 import argparse
@@ -28,4 +28,5 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

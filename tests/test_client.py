@@ -1,0 +1,104 @@
+"""The client against a server of known speed (mock_server.py), both in the engine environment's interpreter."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LENGTHS = {"input_tokens": 24, "output_tokens": 8, "seed": 0}
+RATE = LENGTHS | {"load": "rate", "rate_per_s": 40, "requests": 40}
+CLOSED = LENGTHS | {"load": "concurrency", "concurrency": 3, "requests": 12}
+
+pytestmark = pytest.mark.engine
+
+
+def measure(params, **case):
+    python = os.environ.get("QUANTBENCH_ENGINE_PYTHON")
+    if not python:
+        pytest.skip("QUANTBENCH_ENGINE_PYTHON is not set: no engine environment to test with")
+    case |= {"params": params, "warm_up": 6 if params["load"] == "concurrency" else 2}
+    code = f"import sys; sys.path += {[str(ROOT / 'tests'), str(ROOT / 'workflow/scripts')]}\n"
+    code += f"import mock_server; mock_server.main({case!r})"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("REPORT"))[6:])
+
+
+def ttft_s(row):
+    return row["first_token_s"] - row["scheduled_s"]
+
+
+@pytest.fixture(scope="module")
+def steady():
+    return measure(RATE)
+
+
+def test_open_loop_measures_the_servers_speed(steady):
+    rows = steady["rows"]
+    assert [row["request"] for row in rows] == list(range(40))
+    assert steady["first_error"] is None
+    middle = sorted(rows, key=ttft_s)[20]
+    # the first token after 20 ms; the other seven 2 ms apart, so 14 ms more
+    assert ttft_s(middle) == pytest.approx(0.020, abs=0.015)
+    assert middle["finished_s"] - middle["first_token_s"] == pytest.approx(0.014, abs=0.015)
+    assert all(row["scheduled_s"] <= row["sent_s"] < row["first_token_s"] < row["finished_s"] for row in rows)
+    assert {(row["input_tokens"], row["output_tokens"], row["error"]) for row in rows} == {(24, 8, None)}
+
+
+def test_requests_are_exact_and_warm_up_is_not_recorded(steady):
+    assert len(steady["prompts"]) == 42
+    assert {len(prompt) for prompt in steady["prompts"]} == {24}
+    assert len({tuple(prompt) for prompt in steady["prompts"]}) == 42
+    assert set(steady["headers"]) == {"Bearer a-key"}
+    for body in steady["bodies"]:
+        assert (body["max_tokens"], body["ignore_eos"], body["temperature"]) == (8, True, 0.0)
+
+
+def test_a_stalled_server_is_counted_from_the_scheduled_time():
+    rows = measure(RATE, server={"stall_at_s": 0.2, "stall_s": 0.6})["rows"]
+    # Nothing comes out from 0.2 s to 0.8 s; what was scheduled at t in between has its first token at 0.8 s: 0.8 - t.
+    caught = [row for row in rows if 0.25 < row["scheduled_s"] < 0.7]
+    assert len(caught) > 5
+    for row in caught:
+        assert ttft_s(row) == pytest.approx(0.8 - row["scheduled_s"], abs=0.1)
+    # The schedule went on: nobody waited for an answer before sending.
+    assert max(row["sent_s"] - row["scheduled_s"] for row in caught) < 0.1
+
+
+def test_the_clients_own_lag_is_in_sight():
+    rows = measure(RATE, client_blocks=[0.2, 0.4])["rows"]
+    late = [row for row in rows if 0.25 < row["scheduled_s"] < 0.5]
+    assert late
+    for row in late:
+        assert row["sent_s"] - row["scheduled_s"] > 0.05
+        assert ttft_s(row) > row["first_token_s"] - row["sent_s"]
+
+
+def test_closed_loop_keeps_its_concurrency():
+    report = measure(CLOSED)
+    rows = report["rows"]
+    assert report["most_at_once"] == 3
+    assert len(report["prompts"]) == 6 + 12
+    assert [row["request"] for row in rows] == list(range(12))
+    # three users: request 3 is due when the first of 0, 1, 2 has its answer, 20 + 14 ms after the start
+    assert rows[3]["scheduled_s"] == pytest.approx(min(row["finished_s"] for row in rows[:3]), abs=0.02)
+    assert rows[2]["scheduled_s"] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("server", "says"),
+    [
+        ({"fails": 3, "status": 500}, "made to fail"),
+        ({"fails": 3, "short_by": 2}, "asked for 8 tokens, got 6"),
+    ],
+)
+def test_a_failed_request_is_a_row_with_its_error(server, says):
+    report = measure(CLOSED, server=server)
+    failed = [row for row in report["rows"] if row["error"]]
+    assert len(failed) == 1
+    assert failed[0]["error"] == says
+    assert failed[0]["first_token_s"] is None and failed[0]["finished_s"] is None
+    assert report["first_error"] == f"1 of 12 requests failed; the first, number {failed[0]['request']}: {says}"

@@ -1,0 +1,305 @@
+"""measure_serving: what it does without a server, then with a real one."""
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import measure_serving
+import psutil
+import pytest
+from quantbench.engine import server as engine_server
+from quantbench.engine.server import EngineFailed, ServerDied, command_line, server_environment
+from quantbench.keys import canonical_json
+from quantbench.points import expand
+from quantbench.store import Store
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "workflow" / "scripts"
+ENGINE_ARGS = {"dtype": "bfloat16", "max_model_len": None, "kv_cache_memory_bytes": 64 << 20, "enforce_eager": True}
+LENGTHS = {"input_tokens": 32, "output_tokens": 16, "requests": 12, "seed": 0}
+PARAMS = [LENGTHS | {"load": "rate", "rate_per_s": rate} for rate in (4, 16)]
+PARAMS += [LENGTHS | {"load": "concurrency", "concurrency": users} for users in (1, 4)]
+W4A16 = {"computes": "w4a16", "ignore": ["lm_head"]}
+QUANTIZED = {"layer_kind": "qkv_proj", "count": 2, "kernel": "AKernel", "computes": "w4a16", "quantized": True}
+PLAIN = QUANTIZED | {"kernel": "UnquantizedLinearMethod", "computes": "bf16", "quantized": False}
+
+
+def make_job(checkpoint="nowhere", params=PARAMS, expects=W4A16):
+    common = {"artefact": "point", "checkpoint": "c" * 64, "gpu": "cpu", "epoch": 0, "engine_args": ENGINE_ARGS}
+    return {
+        "gpu": "cpu",
+        "model": "random",
+        "scheme": "a-scheme",
+        "gpu_entry": {"environment": "engine-cpu", "name_patterns": [".*"]},
+        "checkpoint_path": str(checkpoint),
+        "engine_args": ENGINE_ARGS,
+        "expects": expects,
+        "common": common,
+        "groups": [{"stage": "serving", "protocol": 1, "versions": {}, "params": params}],
+        "load_point": common | {"stage": "load", "protocol": 1, "versions": {}, "params": {}},
+    }
+
+
+def options(job, folder):
+    return [f"--job={canonical_json(job)}", f"--store={folder / 'store'}", f"--output={folder / 'pointer.json'}"]
+
+
+def stored(job, folder):
+    store = Store(folder / "store")
+    return [store.read_point(point["key"]) for point in expand(job)]
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """server(failure=..., kernels=...): a server that is there only in name, or not even that."""
+
+    def pretend(failure=None, kernels=(QUANTIZED,)):
+        class Pretended:
+            start_s = 1.0
+            calls = 0
+
+            def wait_until_ready(self):
+                if failure:
+                    raise failure
+
+            def kernels(self):
+                return list(kernels)
+
+        @contextlib.contextmanager
+        def start_server(*_):
+            Pretended.calls += 1
+            yield Pretended()
+
+        monkeypatch.setattr(measure_serving, "start_server", start_server)
+        monkeypatch.setitem(sys.modules, "quantbench.engine.client", type(sys)("client"))
+        return Pretended
+
+    return pretend
+
+
+def test_with_nothing_missing_only_the_pointer_is_written(tmp_path, server):
+    pretended, job = server(), make_job()
+    for point in expand(job):
+        Store(tmp_path / "store").write_point(point["identity"], status="ok", rows=[{}], run_id="r")
+    assert measure_serving.main(options(job, tmp_path)) == 0
+    assert (tmp_path / "pointer.json").exists()
+    assert pretended.calls == 0 and not Store(tmp_path / "store").read_runs()
+
+
+def test_what_the_engine_could_not_load_gets_no_server(tmp_path, server):
+    pretended, job = server(), make_job()
+    Store(tmp_path / "store").write_point(
+        job["load_point"], status="unsupported", reason="no kernel", rows=[], run_id="the-engine-run"
+    )
+    assert measure_serving.main(options(job, tmp_path)) == 0
+    assert pretended.calls == 0
+    for point in stored(job, tmp_path):
+        assert (point["status"], point["reason"], point["run_id"]) == ("unsupported", "no kernel", "the-engine-run")
+
+
+def test_a_server_that_says_why_it_cannot_start_is_a_result(tmp_path, server):
+    server(failure=EngineFailed("out_of_memory", "No available memory for the cache blocks."))
+    job = make_job()
+    assert measure_serving.main(options(job, tmp_path)) == 0
+    assert {point["status"] for point in stored(job, tmp_path)} == {"out_of_memory"}
+    (run,) = Store(tmp_path / "store").read_runs().values()
+    assert (run["points_measured"], run["engine_starts"]) == (4, 1) and run["ended_at"]
+
+
+def test_a_server_that_dies_is_not_a_result(tmp_path, server, capsys):
+    server(failure=ServerDied("the server ended (status -9); its last lines: boom"))
+    job = make_job()
+    assert measure_serving.main(options(job, tmp_path)) == 1
+    assert stored(job, tmp_path) == [None] * 4
+    assert not (tmp_path / "pointer.json").exists()
+    assert "boom" in capsys.readouterr().err
+
+
+def test_a_scheme_that_ran_unquantized_is_not_measured_as_the_scheme(tmp_path, server):
+    server(kernels=[PLAIN])
+    job = make_job()
+    assert measure_serving.main(options(job, tmp_path)) == 0
+    for point in stored(job, tmp_path):
+        assert point["status"] == "invalid" and "UnquantizedLinearMethod" in point["reason"]
+        assert point["rows"] == []
+
+
+def test_the_key_is_in_the_environment_and_nowhere_else(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    environment = server_environment({"environment": "engine-cpu"}, "a-secret")
+    assert environment["VLLM_API_KEY"] == "a-secret"
+    assert [name for name, value in environment.items() if "a-secret" in value] == ["VLLM_API_KEY"]
+    assert environment["VLLM_WORKER_MULTIPROC_METHOD"] == "fork"
+    on_gpu = server_environment({"environment": "engine-cuda"}, "a-secret")
+    assert "VLLM_WORKER_MULTIPROC_METHOD" not in on_gpu.keys() - os.environ.keys()
+
+
+def test_engine_arguments_as_command_line():
+    arguments = {"max_model_len": None, "enforce_eager": True, "enable_prefix_caching": False, "dtype": "bfloat16"}
+    assert command_line(arguments | {"compilation_config": {"mode": 0}}) == [
+        "--enforce-eager",
+        "--no-enable-prefix-caching",
+        "--dtype=bfloat16",
+        '--compilation-config={"mode": 0}',
+    ]
+
+
+def test_prefix_caching_stays_off_whatever_the_study_says():
+    assert engine_server.FIXED_ARGS["enable_prefix_caching"] is False
+
+
+# --- with a real server ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def python():
+    python = os.environ.get("QUANTBENCH_ENGINE_PYTHON")
+    if not python:
+        pytest.skip("QUANTBENCH_ENGINE_PYTHON is not set: no engine environment to test with")
+    return python
+
+
+@pytest.fixture(scope="module")
+def model(python, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("random") / "model"
+    folder.mkdir()
+    subprocess.run([python, ROOT / "tests" / "random_llama.py", folder], check=True, capture_output=True, timeout=120)
+    return folder
+
+
+def mine(marker):
+    """Processes, and the ports they listen on, that have the store's folder or the model's in their command line."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if str(marker) in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def server_processes(model):
+    """The server and all below it: vLLM renames those, so they are found through the server."""
+    found = [process for process in mine(model) if "serve.py" in " ".join(process.cmdline())]
+    return found + [child for process in found for child in process.children(recursive=True)]
+
+
+def ports(processes):
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            found |= {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    return found
+
+
+def listening():
+    return {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+
+
+def wait_until(condition, limit_s=120):
+    until = time.monotonic() + limit_s
+    while not (value := condition()):
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.1)
+    return value
+
+
+@pytest.mark.engine
+def test_one_server_measures_every_rate_and_concurrency(python, model, tmp_path):
+    job = make_job(model, expects={"computes": "bf16", "ignore": []})
+    command = [python, SCRIPTS / "measure_serving.py", *options(job, tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: Store(tmp_path / "store").read_point(expand(job)[0]["key"]))
+    family = server_processes(model)
+    used = ports(family)
+    assert len(family) >= 3 and used
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, said[-2000:]
+    points = stored(job, tmp_path)
+    for point in points:
+        assert point["status"] == "ok", point["reason"]
+        assert [row["request"] for row in point["rows"]] == list(range(12))
+        for row in point["rows"]:
+            assert row["scheduled_s"] <= row["sent_s"] < row["first_token_s"] < row["finished_s"]
+            assert (row["input_tokens"], row["output_tokens"], row["error"]) == (32, 16, None)
+    # one user never has two requests under way; four users share the work of twelve requests
+    one, four = points[2]["rows"], points[3]["rows"]
+    assert all(late["sent_s"] >= early["finished_s"] for early, late in itertools.pairwise(one))
+    assert sum(row["sent_s"] < four[0]["finished_s"] for row in four) == 4
+    (run,) = Store(tmp_path / "store").read_runs().values()
+    assert run["engine_starts"] == 1 and run["points_measured"] == 4 and run["engine_start_s"] > 1
+    assert {group["layer_kind"] for group in run["kernels"]} >= {"qkv_proj", "down_proj"}
+    assert not any(alive.is_running() for alive in family)
+    assert not mine(tmp_path) and not used & listening()
+
+
+@pytest.mark.engine
+def test_kill_minus_nine_of_snakemake_during_a_load_leaves_nothing(python, model, tmp_path):
+    endless = [LENGTHS | {"load": "concurrency", "concurrency": 2, "requests": 100_000}]
+    job = make_job(model, params=endless, expects={"computes": "bf16", "ignore": []})
+    arguments = [python, str(SCRIPTS / "measure_serving.py"), *options(job, tmp_path)]
+    snakemake = tmp_path / "snakemake"
+    # `true` after it keeps bash from turning itself into the job.
+    shell = f"subprocess.run(['bash', '-c', '\"$@\"; true', 'job', *{arguments!r}])"
+    snakemake.write_text(f"import subprocess\n{shell}\n")
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen([sys.executable, str(snakemake)], stderr=said)
+    wait_until(lambda: "server ready" in (tmp_path / "said").read_text())
+    time.sleep(1)
+    family = server_processes(model)
+    used = ports(family)
+    assert len(family) >= 3 and used
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: not mine(SCRIPTS / "measure_serving.py") or not mine(tmp_path), limit_s=15)
+    wait_until(lambda: not any(alive.is_running() for alive in family), limit_s=15)
+    assert not used & listening()
+    assert stored(job, tmp_path) == [None]
+
+
+@pytest.mark.engine
+def test_a_server_killed_during_a_load_loses_that_point_only(python, model, tmp_path):
+    quick, endless = PARAMS[3], LENGTHS | {"load": "concurrency", "concurrency": 2, "requests": 100_000}
+    job = make_job(model, params=[quick, endless], expects={"computes": "bf16", "ignore": []})
+    command = [python, SCRIPTS / "measure_serving.py", *options(job, tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: Store(tmp_path / "store").read_point(expand(job)[0]["key"]))
+    time.sleep(1)
+    family = server_processes(model)
+    family[-1].kill()  # a worker: the API process is still there and answers with errors
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert "the server ended" in said
+    first, second = stored(job, tmp_path)
+    assert first["status"] == "ok" and second is None
+    assert not (tmp_path / "pointer.json").exists()
+    assert not any(alive.is_running() for alive in family)
+
+
+@pytest.mark.engine
+def test_the_key_guards_every_path_and_is_in_no_log(python, model, tmp_path):
+    code = f"""
+import json, sys, urllib.error, urllib.request
+sys.path.append({str(SCRIPTS)!r})
+from quantbench.engine.server import start_server
+cpu = {{"environment": "engine-cpu"}}
+with start_server({str(model)!r}, {ENGINE_ARGS!r}, {str(tmp_path / "log")!r}, cpu) as server:
+    server.wait_until_ready()
+    refused = []
+    for path in ("/health", "/v1/models", "/collective_rpc", "/server_info"):
+        try:
+            urllib.request.urlopen(server.url + path)
+        except urllib.error.HTTPError as error:
+            refused.append(error.code)
+    key = server.headers["Authorization"].split()[1]
+    print("REPORT" + json.dumps([refused, key in open({str(tmp_path / "log")!r}).read()]))
+"""
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = next(line for line in done.stdout.splitlines() if line.startswith("REPORT"))
+    assert json.loads(report[6:]) == [[401] * 4, False]

@@ -1,0 +1,278 @@
+"""The report as text: what it says, that hostile strings stay text, and that it asks nothing of the network."""
+
+import json
+import re
+from html import unescape
+
+import polars as pl
+import pytest
+from quantbench.report import embedded_json, render
+from quantbench.tables import build_tables, write_tables
+from render_report import main
+from synthetic import synthetic_study
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\u2028{{ 7 * 7 }}"
+SECTIONS = ("latency", "throughput", "serving", "accuracy", "perplexity", "kernels")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    root = tmp_path_factory.mktemp("study")
+    manifest = synthetic_study(root)
+    return manifest, build_tables(manifest, root / "store")
+
+
+@pytest.fixture(scope="module")
+def rendered(study):
+    return render(*study)
+
+
+def copied(manifest):
+    return json.loads(json.dumps(manifest))
+
+
+def only(study, *, gpus=None, schemes=None, sections=SECTIONS):
+    """The study cut down: fewer gpus or schemes, or stages that its config leaves out."""
+    manifest, tables = copied(study[0]), dict(study[1])
+    config = manifest["study"]
+    config["gpus"], config["schemes"] = gpus or config["gpus"], schemes or config["schemes"]
+    stages = {"probe", "load", *("gemm" if section == "kernels" else section for section in sections)}
+    for part in ("points", "skips"):
+        manifest[part] = [
+            entry
+            for entry in manifest[part]
+            if (entry["stage"] in stages and entry["gpu"] in config["gpus"])
+            and entry["scheme"] in (None, *config["schemes"])
+        ]
+    for section in set(SECTIONS) - set(sections):
+        del config[section]
+        table = "gemm" if section == "kernels" else section
+        tables[table] = tables[table].clear()
+    for name, frame in tables.items():
+        if "scheme" in frame.columns:
+            frame = frame.filter(pl.col("scheme").is_in(config["schemes"]))
+        if "gpu" in frame.columns:
+            frame = frame.filter(pl.col("gpu").is_in(config["gpus"]))
+        tables[name] = frame
+    return manifest, tables
+
+
+def written(html):
+    """The page without scripts and style: what is said."""
+    return re.sub(r"<(script|style)\b.*?</\1>", "", html, flags=re.DOTALL)
+
+
+def specifications(html):
+    embedded = re.search(r'<script type="application/json" id="specs">(.*?)</script>', html, re.DOTALL).group(1)
+    return json.loads(embedded)["specs"]
+
+
+def row_of(html, gpu, scheme):
+    """The scheme's row of the first table, below the gpu's heading."""
+    first = written(html).split('class="scroll first')[1].split("</table>")[0]
+    body = next(body for body in first.split("<tbody>")[1:] if f"<span>{gpu} " in body)
+    return next(row for row in body.split("<tr ") if f'<th scope="row">{scheme}<' in row)
+
+
+# --- what it says ---------------------------------------------------------------------------------------------------
+
+
+def test_the_answer_comes_first_and_the_summary_has_the_same_numbers(rendered):
+    html, summary = rendered
+    answer = summary["answer"][0]
+    assert (answer["gpu"], answer["scheme"]) == ("cpu", "int8-smoothquant")
+    head, _, rest = answer["sentence"].partition(": ")
+    assert f"<b>{head}</b>: {rest}" in html
+    assert html.index(head) < html.index("<table")
+    row = next(r for r in summary["schemes"] if (r["gpu"], r["scheme"]) == ("cpu", "int8-smoothquant"))
+    # The made-up scheme is twice as fast, give or take 1 % of noise on both sides.
+    gain = row["throughput_gain"]
+    assert gain["low"] <= gain["gain"] <= gain["high"] and gain["gain"] == pytest.approx(2, rel=0.03)
+    assert f"{gain['gain']:.2f}×" in row_of(html, "cpu", "int8-smoothquant")
+    # One question lost, one won, of 60.
+    assert row["accuracy"][0]["difference"] == 0
+    assert "no significant difference" in row_of(html, "cpu", "int8-smoothquant")
+
+
+def test_what_has_no_numbers_says_why_and_looks_different(study):
+    manifest, tables = only(study, gpus=["h200"])
+    for part in ("points", "skips"):
+        manifest[part] = [entry for entry in manifest[part] if entry["scheme"] != "nvfp4"]
+    skip = {"stage": "latency", "gpu": "h200", "model": "tiny", "scheme": "nvfp4", "reason": "left out by the plan"}
+    manifest["skips"].append(skip)
+    for name in ("kernels", "latency", "throughput", "serving", "accuracy", "perplexity", "gemm"):
+        frame = tables[name]
+        tables[name] = frame.filter(pl.col("scheme") != "nvfp4")
+    html, _ = render(manifest, tables)
+    assert 'row-skipped"' in row_of(html, "h200", "nvfp4") and "left out by the plan" in row_of(html, "h200", "nvfp4")
+    assert 'row-invalid"' in row_of(html, "h200", "int8-online")
+    assert "its linear layers ran unquantized" in row_of(html, "h200", "int8-online")
+    html, _ = render(*only(study, gpus=["cpu"]))
+    row = row_of(html, "cpu", "nvfp4")
+    assert 'row-unsupported"' in row and "no CPU kernel computes FP4" in row
+
+
+def test_kernels_that_broke_their_promise_are_named(study, rendered):
+    html, _ = rendered
+    computes = study[1]["kernels"].filter(gpu="cpu", scheme="rtn-int4", verdict="computes_other")["computes"][0]
+    assert f"computes {computes} instead of w4a16" in html
+    assert "silently ran unquantized" in html
+    assert f"computes {computes}, not w4a16" in row_of(html, "cpu", "rtn-int4")
+
+
+def test_the_synthetic_model_is_called_synthetic_and_a_real_one_is_not(study, rendered):
+    html, _ = rendered
+    accuracy = html.split('<section id="accuracy"')[1].split("</section>")[0]
+    assert "planted outlier channels" in accuracy
+    manifest = copied(study[0])
+    manifest["study"]["models"][0]["source"] = "hf://someone/model@abc"
+    assert "planted" not in render(manifest, study[1])[0]
+
+
+def test_a_p99_of_few_requests_carries_its_caveat(rendered):
+    # 20 requests per load.
+    assert "The p99 of 20 requests is little more than the slowest one" in rendered[0]
+
+
+def test_every_chart_has_data_and_a_text_alternative(rendered):
+    html, _ = rendered
+    charts = specifications(html)
+    boxes = re.findall(r'role="img" aria-label="([^"]+)" data-chart="([^"]+)"', html)
+    assert len(charts) > 20 and {name for _, name in boxes} == set(charts)
+    assert all(re.search(r"\d", words) for words, _ in boxes)
+    for chart in charts.values():
+        assert any(chart["datasets"].values())
+
+
+def test_a_scheme_has_one_colour_in_all_charts(rendered):
+    colours = {}
+    for chart in specifications(rendered[0]).values():
+        for layer in chart["layer"]:
+            scale = layer.get("encoding", {}).get("color", {}).get("scale")
+            for scheme, colour in zip(scale["domain"], scale["range"], strict=True) if scale else ():
+                colours.setdefault(scheme, set()).add(colour)
+    assert len(colours) == 5 and all(len(found) == 1 for found in colours.values())
+    assert len(set.union(*colours.values())) == 5
+
+
+# --- studies that lack something --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left_out", SECTIONS)
+def test_a_stage_left_out_is_not_measured(study, left_out):
+    html, _ = render(*only(study, sections=[section for section in SECTIONS if section != left_out]))
+    name = "gemm" if left_out == "kernels" else left_out
+    section = html.split(f'<section id="{name}"')[1].split("</section>")[0]
+    assert "not measured" in section and "data-chart" not in section
+
+
+def test_nothing_but_loading(study):
+    html, summary = render(*only(study, sections=[]))
+    assert "not measured" in html and all(row["throughput_gain"] is None for row in summary["schemes"])
+
+
+@pytest.mark.parametrize("gpu", ["cpu", "h200"])
+def test_one_gpu(study, gpu):
+    html, summary = render(*only(study, gpus=[gpu]))
+    assert {row["gpu"] for row in summary["schemes"]} == {gpu}
+    assert f"On {gpu}, serve tiny as int8-smoothquant" in html
+
+
+@pytest.mark.parametrize("scheme", ["bf16", "rtn-int4"])
+def test_one_scheme_with_and_without_a_baseline(study, scheme):
+    html, summary = render(*only(study, schemes=[scheme]))
+    assert len(summary["schemes"]) == 2 and "Nothing stands beside bf16" in html
+
+
+def test_everything_unsupported(study):
+    manifest, tables = copied(study[0]), {}
+    for name, frame in study[1].items():
+        if "status" in frame.columns:
+            keys = [c for c in ("run_id", "status", "reason", "gpu", "model", "scheme") if c in frame.columns]
+            kept = frame.select(keys).unique(maintain_order=True)
+            kept = kept.with_columns(status=pl.lit("unsupported"), reason=pl.lit("nothing runs here"))
+            frame = pl.concat([frame.clear(), kept], how="diagonal")
+        tables[name] = frame
+    html, summary = render(manifest, tables)
+    assert "nothing can be said about tiny" in html and "data-chart" not in written(html)
+    assert {row["status"] for row in summary["schemes"]} == {"unsupported"}
+
+
+def test_no_table_has_a_row(study):
+    html, summary = render(study[0], {name: frame.clear() for name, frame in study[1].items()})
+    assert "Nothing can be recommended" in html and len(summary["schemes"]) == 10
+
+
+# --- hostile strings --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hostile(study):
+    """HOSTILE wherever a string can come from outside: title, names, reasons, answers, kernels, versions, hosts."""
+    manifest, tables = copied(study[0]), dict(study[1])
+    manifest["study"]["title"] = HOSTILE
+    manifest["models"]["tiny"]["source"] = HOSTILE
+    for name, frame in tables.items():
+        texts = ("reason", "answer", "target", "kernel", "filter", "task", "dataset", "layer", "layer_kind", "host")
+        texts += ("driver", "device_name", "log", "error", "computes")
+        # The ends stay what they were, so that groups stay apart.
+        changed = [(pl.col(c).fill_null("") + HOSTILE).alias(c) for c in texts if c in frame.columns]
+        tables[name] = frame.with_columns(changed)
+    renamed = {"rtn-int4": HOSTILE}
+    text = json.dumps(manifest).replace('"rtn-int4"', json.dumps(HOSTILE))
+    for name, frame in tables.items():
+        if "scheme" in frame.columns:
+            tables[name] = frame.with_columns(pl.col("scheme").replace(renamed))
+    return render(json.loads(text), tables)
+
+
+def test_hostile_strings_are_inert(hostile):
+    html, _ = hostile
+    # All but the chart library, which is the second script.
+    ours = html.split("<script>")[0]
+    assert "<img" not in ours and "onerror=alert(1)>" not in ours
+    assert html.count("<script") == 3 == html.count("</script>")
+    assert "\u2028" not in ours.split('id="specs">')[1]
+    # Escaped, but there; and never run as a template.
+    title = re.search(r"<h1>(.*?)</h1>", html).group(1)
+    assert "&lt;/script&gt;&lt;img src=x" in title and "{{ 7 * 7 }}" in title
+    assert any("onerror" in json.dumps(chart) for chart in specifications(html).values())
+
+
+def test_embedded_json_cannot_leave_its_element():
+    value = {"a": "</script><!--&\u2028\u2029"}
+    text = embedded_json(value)
+    assert not set("<>&\u2028\u2029") & set(text)
+    assert json.loads(text) == value
+    with pytest.raises(ValueError):
+        embedded_json(float("nan"))
+
+
+# --- the file -------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_small_and_asks_nothing_of_the_network(rendered):
+    html, _ = rendered
+    assert len(html.encode()) < 3e6
+    loads = re.findall(r"""(?i)\b(?:src|href|action|poster|data)\s*=\s*["']?([^"'>\s]+)""", written(html))
+    assert all(target.startswith("#") for target in loads), loads
+    assert not re.search(r"(?i)url\(|@import", html.split("</style>")[0])
+    assert not re.search(r"""(?i)(src|href)\s*=\s*["']?https?:|url\(\s*["']?https?:|import\s*\(?\s*["']https?:""", html)
+    assert "https://" not in html.split('id="specs">')[1].split("</script>")[0]
+    # The last word is the browser's.
+    policy = unescape(re.search(r'Content-Security-Policy" content="([^"]+)"', html).group(1))
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-eval' 'sha256-")
+
+
+def test_the_command_writes_both_files(study, tmp_path):
+    manifest, tables = study
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    write_tables(tables, tmp_path / "tables")
+    html, summary = tmp_path / "out" / "r.html", tmp_path / "out" / "r.summary.json"
+    arguments = [f"--manifest={tmp_path}/manifest.json", f"--tables={tmp_path}/tables"]
+    arguments += [f"--output={html}", f"--summary={summary}"]
+    main(arguments)
+    assert html.read_text().startswith("<!doctype html>")
+    assert json.loads(summary.read_text())["study"] == "synthetic"
+    main([*arguments, "--title=Why?"])
+    assert "<h1>Why?</h1>" in html.read_text()

@@ -1,0 +1,137 @@
+"""Measure a variant's missing serving points on one gpu: one server start for every request rate and concurrency.
+
+A point is in the store the moment it is measured. When the engine could not load the variant, every serving point gets
+that status without a server. When the server dies under a load, that point is lost, not stored, and this exits with 1.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from quantbench.engine.server import SERVED_NAME, EngineFailed, ServerDied, start_server
+from quantbench.gpus import check_device
+from quantbench.kernel_verdict import refusal
+from quantbench.keys import canonical_json, key
+from quantbench.load import ordinary_token_ids
+from quantbench.points import check_versions, expand, missing_points
+from quantbench.progress import Progress
+from quantbench.provenance import finish, new_run
+from quantbench.store import Store, write_atomically
+from quantbench.supervise import supervised
+
+WATCH_S = 0.5
+
+
+def main(argv=None):
+    options = parse(argv)
+    job, store = json.loads(options.job), Store(options.store)
+    missing = missing_points(job, store)
+    if missing:
+        label = f"measure_serving {job['gpu']} {job['model']}/{job['scheme']}"
+        progress = Progress(label, len(missing), manifest=options.manifest, store=store)
+        load = store.read_point(key(job["load_point"])) if job.get("load_point") else None
+        if load and load["status"] != "ok":
+            for point in missing:
+                store.write_point(
+                    point["identity"], status=load["status"], reason=load["reason"], rows=[], run_id=load["run_id"]
+                )
+                progress.step()
+        else:
+            failed = measure(job, missing, store, progress, server_log(options.output))
+            if failed:
+                print(f"error: {failed}", file=sys.stderr)
+                return 1
+    write_atomically(options.output, canonical_json({"points": sorted(point["key"] for point in expand(job))}))
+    return 0
+
+
+def measure(job, missing, store, progress, log):
+    """Measure the missing points with one server; returns what went wrong, or None. A run record is kept either way."""
+    run = new_run("measure_serving", job) | {"engine_starts": 1, "kernels": None, "log": str(log)}
+    check_device(job["gpu_entry"], run["device_name"])
+    check_versions(missing, run["versions"])
+    store.write_run(run)
+
+    def keep(point, status, reason=None, rows=(), measured_s=None):
+        store.write_point(
+            point["identity"],
+            status=status,
+            reason=reason,
+            rows=list(rows),
+            run_id=run["run_id"],
+            measured_s=measured_s,
+        )
+        run["points_measured"] += 1
+        run["measured_s"] += measured_s or 0
+        progress.step()
+
+    try:
+        with start_server(job["checkpoint_path"], job["engine_args"], log, job["gpu_entry"]) as server:
+            server.wait_until_ready()
+            run["engine_start_s"] = server.start_s
+            run["kernels"] = server.kernels()
+            progress.say(f"server ready after {server.start_s:.1f} s")
+            if reason := refusal(job["expects"], run["kernels"], job["engine_args"]["dtype"]):
+                for point in missing:
+                    keep(point, "invalid", reason)
+            else:
+                asyncio.run(measure_points(server, Path(job["checkpoint_path"]), missing, keep))
+    except EngineFailed as failure:
+        for point in missing:
+            keep(point, failure.status, failure.reason)
+    except ServerDied as death:
+        return str(death)
+    finally:
+        store.write_run(finish(run))
+    return None
+
+
+async def measure_points(server, checkpoint, points, keep):
+    """One load after another against a running server, each kept as it ends. Raises ServerDied."""
+    from quantbench.engine.client import Client, first_error
+
+    async with Client(server.url, SERVED_NAME, server.headers, prompt_ids(checkpoint)) as client:
+        for point in points:
+            began = time.monotonic()
+            load = asyncio.ensure_future(client.measure(point["params"]))
+            # A dead server may leave its port open in a process below it, and requests would wait for ever.
+            while server.alive() and not load.done():
+                await asyncio.wait([load], timeout=WATCH_S)
+            error = first_error(load.result()) if load.done() else None
+            # A server whose engine died answers with errors for a moment before it ends: that is no result.
+            if error and server.alive() and not server.healthy():
+                await asyncio.wait([asyncio.ensure_future(asyncio.to_thread(server.process.wait, 30))])
+            if not server.alive():
+                load.cancel()
+                raise ServerDied(server.obituary())
+            status = "invalid" if error else "ok"
+            keep(point, status, error, load.result(), time.monotonic() - began)
+
+
+def prompt_ids(checkpoint):
+    """Token ids that prompts may be made of, from the files of a checkpoint."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    tokenizer = checkpoint / "tokenizer.json"
+    return ordinary_token_ids(config, json.loads(tokenizer.read_text()) if tokenizer.exists() else None)
+
+
+def server_log(output):
+    """The server's own log: beside the job's log where Snakemake says which that is, else beside the pointer."""
+    return Path(os.environ.get("QUANTBENCH_LOG") or output).with_suffix(".server.log")
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--job", required=True, help="canonical JSON of the job")
+    parser.add_argument("--store", required=True, type=Path, help="root folder of the store")
+    parser.add_argument("--output", required=True, type=Path, help="pointer to write once every point is in the store")
+    parser.add_argument("--manifest", type=Path, help="the study's manifest, for its progress")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    supervised(main)

@@ -1,0 +1,60 @@
+"""What a server is asked, and when: arrival times and prompts. Pure, and the same for every scheme of a study."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+# One stream of random numbers per purpose, so that more requests change no earlier arrival and no earlier prompt.
+ARRIVALS, PROMPTS, WARM_UP = 0, 1, 2
+
+
+def poisson_offsets(rate_per_s, requests, seed):
+    """Seconds from the first request to each of `requests`, with exponential gaps of mean 1/rate_per_s."""
+    gaps_s = np.random.default_rng([seed, ARRIVALS]).exponential(1 / rate_per_s, requests)
+    gaps_s[:1] = 0
+    return np.cumsum(gaps_s).tolist()
+
+
+def random_prompts(token_ids, input_tokens, requests, seed, stream=PROMPTS):
+    """`requests` lists of exactly `input_tokens` ids drawn from `token_ids`.
+
+    No two begin with the same id as long as there are enough ids, so that none is ever found in a prefix cache.
+    """
+    generator = np.random.default_rng([seed, stream])
+    ids = np.asarray(token_ids)
+    prompts = generator.choice(ids, (requests, input_tokens))
+    prompts[:, 0] = np.resize(generator.permutation(ids), requests)
+    return prompts.tolist()
+
+
+def ordinary_token_ids(config, tokenizer=None):
+    """Ids that stand for text: those of the vocabulary without added, special, begin, end and padding tokens.
+
+    config     the model's config.json
+    tokenizer  its tokenizer.json; without one every id below vocab_size counts, but for begin, end and padding
+    """
+    text_config = config.get("text_config") or config
+    ids = set(range(text_config.get("vocab_size") or config["vocab_size"]))
+    if tokenizer:
+        vocabulary = tokenizer["model"]["vocab"]
+        # Unigram models list [piece, score] pairs: the id is the position.
+        ids &= set(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))
+        ids -= {token["id"] for token in tokenizer.get("added_tokens") or []}
+    for part in (config, text_config):
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            special = part.get(name)
+            ids -= set(special if isinstance(special, list) else [special])
+    return sorted(ids)
+
+
+def read_token_ids(checkpoint):
+    """`ordinary_token_ids` of a checkpoint's folder."""
+    tokenizer = Path(checkpoint) / "tokenizer.json"
+    config = json.loads((Path(checkpoint) / "config.json").read_text())
+    return ordinary_token_ids(config, json.loads(tokenizer.read_text()) if tokenizer.exists() else None)
+
+
+def warm_up_requests(params):
+    """How many requests go ahead of a load and are not recorded: twice the concurrency, or two."""
+    return 2 * params["concurrency"] if params["load"] == "concurrency" else 2
