@@ -155,6 +155,14 @@ def test_a_scheme_has_one_colour_in_all_charts(rendered):
     assert len(set.union(*colours.values())) == 5
 
 
+def test_it_says_how_to_make_it_again_also_from_a_changed_checkout(study):
+    commit = "c" * 40
+    assert f"git checkout {commit}\n" in render(*study)[0]
+    runs = study[1]["runs"].with_columns(commit=pl.lit(f"{commit}+changed"))
+    html, _ = render(study[0], {**study[1], "runs": runs})
+    assert f"git checkout {commit}\n" in html and "those changes are not on record" in html
+
+
 # --- studies that lack something --------------------------------------------------------------------------------------
 
 

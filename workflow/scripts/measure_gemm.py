@@ -26,11 +26,11 @@ def main(argv=None):
     job, store = json.loads(options.job), Store(options.store)
     points = missing_points(job, store)
     if points:
-        measure(job, store, points)
+        measure(job, store, points, Progress(f"kernels {job['gpu']}", len(points), options.manifest, store))
     write_atomically(options.output, canonical_json({"points": sorted(point["key"] for point in expand(job))}))
 
 
-def measure(job, store, points):
+def measure(job, store, points, progress):
     """Measure points layer by layer: making and repacking a layer's weights costs more than timing it."""
     run = new_run("gemm", job)
     check_device(job["gpu_entry"], run["device_name"])
@@ -39,7 +39,6 @@ def measure(job, store, points):
     from quantbench.gemm.harness import Harness
 
     store.write_run(run)
-    progress = Progress(f"measure_gemm {job['gpu']}", len(points))
     with Harness("cuda" if job["gpu_entry"]["environment"] == "engine-cuda" else "cpu") as harness:
         for layer in shuffled_layers(points):
             by_m = {point["params"]["m"]: point for point in layer}
@@ -78,6 +77,7 @@ def parser():
     arguments.add_argument("--job", required=True, help="the job as canonical JSON")
     arguments.add_argument("--store", required=True, help="folder of the store")
     arguments.add_argument("--output", required=True, help="pointer file, written last")
+    arguments.add_argument("--manifest", help="the study's manifest, for its overall progress")
     return arguments
 
 

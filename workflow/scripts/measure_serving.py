@@ -8,15 +8,15 @@ import argparse
 import asyncio
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
+from quantbench.console import say
 from quantbench.engine.server import SERVED_NAME, EngineFailed, ServerDied, start_server
 from quantbench.gpus import check_device
 from quantbench.kernel_verdict import refusal
 from quantbench.keys import canonical_json, key
-from quantbench.load import ordinary_token_ids
+from quantbench.load import read_token_ids
 from quantbench.points import check_versions, expand, missing_points
 from quantbench.progress import Progress
 from quantbench.provenance import finish, new_run
@@ -31,22 +31,31 @@ def main(argv=None):
     job, store = json.loads(options.job), Store(options.store)
     missing = missing_points(job, store)
     if missing:
-        label = f"measure_serving {job['gpu']} {job['model']}/{job['scheme']}"
+        label = f"serving {job['gpu']} {job['model']}/{job['scheme']}"
         progress = Progress(label, len(missing), manifest=options.manifest, store=store)
         load = store.read_point(key(job["load_point"])) if job.get("load_point") else None
-        if load and load["status"] != "ok":
+        status, reason = known_failure(job, load)
+        if status:
             for point in missing:
-                store.write_point(
-                    point["identity"], status=load["status"], reason=load["reason"], rows=[], run_id=load["run_id"]
-                )
+                store.write_point(point["identity"], status=status, reason=reason, rows=[], run_id=load["run_id"])
                 progress.step()
         else:
             failed = measure(job, missing, store, progress, server_log(options.output))
             if failed:
-                print(f"error: {failed}", file=sys.stderr)
+                say(f"error: {failed}")
                 return 1
     write_atomically(options.output, canonical_json({"points": sorted(point["key"] for point in expand(job))}))
     return 0
+
+
+def known_failure(job, load):
+    """(status, reason) that the engine's own start already decided for serving, or (None, None)."""
+    if load is None:
+        return None, None
+    if load["status"] != "ok":
+        return load["status"], load["reason"]
+    reason = refusal(job["expects"], load["rows"][0]["kernels"], job["engine_args"]["dtype"])
+    return ("invalid", reason) if reason else (None, None)
 
 
 def measure(job, missing, store, progress, log):
@@ -94,7 +103,7 @@ async def measure_points(server, checkpoint, points, keep):
     """One load after another against a running server, each kept as it ends. Raises ServerDied."""
     from quantbench.engine.client import Client, first_error
 
-    async with Client(server.url, SERVED_NAME, server.headers, prompt_ids(checkpoint)) as client:
+    async with Client(server.url, SERVED_NAME, server.headers, read_token_ids(checkpoint)) as client:
         for point in points:
             began = time.monotonic()
             load = asyncio.ensure_future(client.measure(point["params"]))
@@ -102,21 +111,14 @@ async def measure_points(server, checkpoint, points, keep):
             while server.alive() and not load.done():
                 await asyncio.wait([load], timeout=WATCH_S)
             error = first_error(load.result()) if load.done() else None
-            # A server whose engine died answers with errors for a moment before it ends: that is no result.
-            if error and server.alive() and not server.healthy():
-                await asyncio.wait([asyncio.ensure_future(asyncio.to_thread(server.process.wait, 30))])
+            # A server whose engine died answers with errors before it ends: that is no result.
+            if error and not await asyncio.to_thread(server.recovers):
+                raise ServerDied(server.obituary())
             if not server.alive():
                 load.cancel()
                 raise ServerDied(server.obituary())
             status = "invalid" if error else "ok"
             keep(point, status, error, load.result(), time.monotonic() - began)
-
-
-def prompt_ids(checkpoint):
-    """Token ids that prompts may be made of, from the files of a checkpoint."""
-    config = json.loads((checkpoint / "config.json").read_text())
-    tokenizer = checkpoint / "tokenizer.json"
-    return ordinary_token_ids(config, json.loads(tokenizer.read_text()) if tokenizer.exists() else None)
 
 
 def server_log(output):

@@ -49,7 +49,7 @@ def probe(job, store, point):
     measured_s = time.perf_counter() - started
     store.write_point(point["identity"], status="ok", rows=[row], run_id=run["run_id"], measured_s=measured_s)
     store.write_run(finish(run | {"points_measured": 1, "measured_s": measured_s}))
-    Progress(f"probe_gpu {job['gpu']}", 1).step()
+    Progress(f"probe {job['gpu']}", 1).step()
 
 
 def describe_device(entry):

@@ -126,7 +126,9 @@ def roofline(rows, look, *, x_title):
 
 
 def _chart(rows):
-    return alt.Chart(alt.InlineData(values=rows))
+    # Five digits are finer than a screen; all seventeen would make the page half as large again.
+    short = [{name: float(f"{v:.5g}") if isinstance(v, float) else v for name, v in row.items()} for row in rows]
+    return alt.Chart(alt.InlineData(values=short))
 
 
 def _domain(rows, look):

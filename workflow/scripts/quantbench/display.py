@@ -42,7 +42,7 @@ def scaled(value, unit, steps):
 
 
 def interval(low, high, shown):
-    """ "[1.79, 1.85]", each end as `shown` writes it; no interval: an empty text."""
+    """Both ends as `shown` writes them, in brackets; no interval: an empty text."""
     return "" if low is None or high is None else f"[{shown(low)}, {shown(high)}]"
 
 

@@ -19,6 +19,10 @@ STATES = {
 }
 # Tables whose rows are points of the study; the others describe runs and devices.
 STAGES = ("kernels", "latency", "throughput", "serving", "accuracy", "perplexity", "gemm")
+# What provenance.py puts behind the commit of a checkout with changed files.
+CHANGED = "+changed"
+# More runs than this start folded: they are for looking things up.
+FOLDED_RUNS = 12
 STAGE_NAMES = {"kernels": "loading", "load": "loading", "gemm": "matrix products"}
 VERDICTS = {
     "as_promised": ("good", "as promised"),
@@ -46,7 +50,9 @@ def kernels_that_ran(manifest, tables):
             if verdict == "computes_other":
                 words = f"computes {computes} instead of {expected}"
             elif verdict == "as_promised":
-                words = f"computes {computes}, as promised"
+                # Layers that a scheme ignores, such as lm_head, are promised in the model's own type.
+                left = computes != manifest["schemes"][scheme]["computes"]
+                words = f"{'left in' if left else 'computes'} {computes}, as promised"
             layers = ", ".join(f"{count} × {kind}" for kind, count in entry["layers"].items())
             row = {"scheme": scheme, "kernel": kernel, "layers": layers, "stage": display.listed(entry["stages"])}
             shown.append({**row, "tone": tone, "verdict": words})
@@ -98,7 +104,7 @@ def provenance(manifest, tables):
     """The parts of the last section: devices, checkpoints, runs, and how to make it again."""
     runs = _rows(tables, "runs")
     commits = list(dict.fromkeys(run["commit"] for run in runs if run["commit"]))
-    return [*_devices(tables), *_checkpoints(manifest, tables), *_runs(runs), _again(manifest, commits)]
+    return [*_devices(tables), *_checkpoints(manifest, tables), *_runs(runs), *_again(manifest, commits)]
 
 
 def _devices(tables):
@@ -157,21 +163,24 @@ def _runs(runs):
         rows.append([cell or display.MISSING for cell in cells])
     columns = ["run", "stage", "gpu", "device", "driver", "versions", "commit", "started (UTC)", "host"]
     note = "One row per process that measured. Engine arguments, clocks and logs are in tables/runs.csv."
-    return [{"title": "Runs", "note": note, "columns": columns, "rows": rows}] if rows else []
+    part = {"title": "Runs", "note": note, "columns": columns, "rows": rows, "folded": len(rows) > FOLDED_RUNS}
+    return [part] if rows else []
 
 
 def _again(manifest, commits):
-    study = manifest["study"]["study"]
-    # A tree with uncommitted changes cannot be checked out again, so nothing is promised for it.
-    at = f"git checkout {commits[-1]}\n" if commits else ""
-    note = "Measurements already in the store are not repeated; with an empty store everything is."
+    study = manifest["study"]
+    note = "Measurements that the store has are not repeated; with an empty store everything is."
     if len(commits) > 1:
         note += f" The runs above come from {len(commits)} commits; this is the last one."
-    return {
-        "title": "Make it again",
-        "note": note,
-        "code": f"{at}snakemake --configfile config/{study}.yaml report",
-    }
+    if any(commit.endswith(CHANGED) for commit in commits):
+        note += " Some ran with files changed after that commit: those changes are not on record."
+    at = f"git checkout {commits[-1].removesuffix(CHANGED)}\n" if commits else ""
+    code = f"{at}snakemake --configfile config/{study['study']}.yaml report"
+    config = json.dumps(study, indent=1, ensure_ascii=False)
+    return [
+        {"title": "Make it again", "note": note, "code": code},
+        {"title": "The study's config, with its defaults filled in", "note": None, "code": config, "folded": True},
+    ]
 
 
 def _by_study(manifest, groups):

@@ -10,6 +10,7 @@ from quantbench.evidence import STATES
 from quantbench.sections_quality import tiny_notice
 from quantbench.statistics import median_ci
 
+GAINS = {"throughput": "Throughput gain, largest batch", "latency": "Latency gain, smallest batch"}
 TONES = (("better", "good"), ("worse", "bad"))
 
 
@@ -57,22 +58,30 @@ def _scope(context):
     days = sorted({day[:10] for day in runs["started_at"].drop_nulls()}) if runs is not None else []
     when = [] if not days else [f"measured {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else "")]
     parts = [display.listed(context.study["gpus"]), display.listed(context.models)]
-    return " · ".join([*parts, f"{len(context.study['schemes'])} schemes", *when])
+    return " · ".join([*parts, _count(len(context.study["schemes"]), "scheme"), *when])
+
+
+def _count(number, noun):
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _caption(context):
+    interval = f"{100 * context.confidence:g} % interval"
     return (
-        f"Gains are times faster than {context.baseline}: above 1 is better. In brackets the "
-        f"{100 * context.confidence:g} % interval; coloured where it leaves “no difference” out. Differences of accuracy are in "
-        "percentage points, paired by question."
+        f"Gains are times faster than {context.baseline}: above 1 is better. In brackets the {interval}; coloured "
+        "where the difference is significant. Differences of accuracy are in percentage points, paired by question."
     )
 
 
 def _columns(context, tasks):
-    columns = ["Scheme", "Throughput gain, largest batch", "Latency gain, smallest batch"]
+    columns = ["Scheme", *(GAINS[metric] for metric in _metrics(context))]
     for task, *_ in tasks:
         columns += [f"Accuracy, {task}", f"against {context.baseline}"]
     return [*columns, "Size", "Bits per weight", "Verdict"]
+
+
+def _metrics(context):
+    return [metric for metric in GAINS if context.study.get(metric)]
 
 
 def _task(found):
@@ -83,7 +92,7 @@ def _task(found):
 
 
 def _group(context, gpu, model, entries, decision, tasks):
-    speeds = {m: [s for _, e in entries if e and (s := _speed(e, m))] for m in ("throughput", "latency")}
+    speeds = {m: [s for _, e in entries if e and (s := _speed(e, m))] for m in GAINS}
     # The batch that most schemes were compared at heads the group; a row that differs says so.
     usual = {m: max(batches, key=batches.count) for m, s in speeds.items() if (batches := [x["batch_size"] for x in s])}
     said = [f"{metric} at batch {batch}" for metric, batch in usual.items()]
@@ -104,19 +113,12 @@ def _device(context, gpu):
 
 def _row(context, gpu, model, scheme, entry, decision, tasks, usual, first):
     if entry is None or entry["status"] != "ok":
-        return {
-            "scheme": scheme,
-            "cells": None,
-            "promise": None,
-            "tone": "",
-            **_not_ok(context, gpu, model, scheme, entry),
-        }
+        said = _not_ok(context, gpu, model, scheme, entry)
+        return {"scheme": scheme, "cells": None, "promise": None, "tone": "", **said}
     if entry["is_baseline"]:
-        cells = [
-            _baseline_speed(context, entry, metric, usual.get(metric), first) for metric in ("throughput", "latency")
-        ]
+        cells = [_baseline_speed(context, entry, metric, usual.get(metric), first) for metric in _metrics(context)]
     else:
-        cells = [_gain_cell(_speed(entry, metric), usual.get(metric)) for metric in ("throughput", "latency")]
+        cells = [_gain_cell(_speed(entry, metric), usual.get(metric)) for metric in _metrics(context)]
     for task in tasks:
         found = next((f for f in entry["accuracy"] if f["decides"] and _task(f) == task), None)
         cells += [_accuracy_cell(found), _difference_cell(found)]
@@ -130,15 +132,8 @@ def _row(context, gpu, model, scheme, entry, decision, tasks, usual, first):
         promise = f"computes {entry['computes']}, not {entry['expected']}"
     if entry["verdict"] == "unquantized":
         promise = "ran unquantized"
-    return {
-        "scheme": scheme,
-        "kind": "ok",
-        "cells": cells,
-        "tone": tone,
-        "badge": badge,
-        "reason": reason,
-        "promise": promise,
-    }
+    said = {"tone": tone, "badge": badge, "reason": reason, "promise": promise}
+    return {"scheme": scheme, "kind": "ok", "cells": cells, **said}
 
 
 def _not_ok(context, gpu, model, scheme, entry):
@@ -157,33 +152,36 @@ def _not_ok(context, gpu, model, scheme, entry):
 def _verdict(entry, decision, baseline):
     """(tone, badge, reason): what decision.py concluded, in a word and in its own words."""
     failures = "; ".join(f"{f['table']} {STATES[f['status']]} at some points: {f['reason']}" for f in entry["failures"])
-    if decision and decision["scheme"] == entry["scheme"]:
+    compared = decision is not None and decision["metric"] is not None
+    if compared and decision["scheme"] == entry["scheme"]:
         kept = "no other scheme gains without a loss" if entry["is_baseline"] else ""
         return "good", "keep" if entry["is_baseline"] else "recommended", kept or failures
     if entry["is_baseline"]:
         return "even", "baseline", failures
-    why = next((r["why"] for r in (decision or {"rejected": []})["rejected"] if r["scheme"] == entry["scheme"]), "")
+    if not compared:
+        return "even", "no comparison", failures or f"there is no speed of it and of {baseline} to compare"
+    why = next((r["why"] for r in decision["rejected"] if r["scheme"] == entry["scheme"]), "")
     reason = "; ".join(filter(None, (why, failures if failures not in why else "")))
     if entry["verdict"] == "unquantized":
         return "bad", "ran unquantized", reason
     deciding = [found.get("words", "") for found in entry["accuracy"] if found["decides"]]
     if any(words.startswith("worse") for words in deciding):
         return "bad", "loses accuracy", reason
-    speed = _speed(entry, (decision or {}).get("metric") or "throughput")
+    speed = _speed(entry, decision["metric"], largest=True)
     words = speed["words"] if speed else ""
     if words.startswith("better"):
         return "warn", f"faster than {baseline}, not chosen", reason
     return ("bad", "slower", reason) if words.startswith("worse") else ("even", "no clear gain", reason)
 
 
-def _speed(entry, metric):
-    """The first length's comparison: throughput at the largest batch, latency (and others) at the smallest."""
+def _speed(entry, metric, largest=False):
+    """The first length's comparison: throughput at the largest batch, others at the smallest unless told otherwise."""
     found = [speed for speed in entry["speed"] if speed["metric"] == metric]
     if not found:
         return None
     lengths = [(speed["input_tokens"], speed["output_tokens"]) for speed in found]
     first = [speed for speed, length in zip(found, lengths, strict=True) if length == lengths[0]]
-    return (max if metric == "throughput" else min)(first, key=lambda speed: speed.get("batch_size", 0))
+    return (max if largest or metric == "throughput" else min)(first, key=lambda speed: speed.get("batch_size", 0))
 
 
 # --- cells ----------------------------------------------------------------------------------------------------------
@@ -208,19 +206,23 @@ def _gain_cell(speed, usual):
 
 
 def _baseline_speed(context, entry, metric, batch, first):
-    """The baseline's own speed, which the gains multiply."""
+    """The baseline's own speed, which the gains multiply; at its own batch where nothing is compared with it."""
     frame = context.ok(metric)
-    if frame is None or first is None or batch is None:
+    frame = frame.filter(gpu=entry["gpu"], model=entry["model"], scheme=entry["scheme"])
+    if frame.is_empty():
         return _cell(None)
-    same = {"gpu": entry["gpu"], "model": entry["model"], "scheme": entry["scheme"], "batch_size": batch}
-    same |= {name: first[name] for name in ("input_tokens", "output_tokens")}
-    times = frame.filter(**same)["elapsed_s"].to_list()
-    if not times:
+    lengths = ("input_tokens", "output_tokens")
+    frame = frame.filter(**{name: (first or frame.row(0, named=True))[name] for name in lengths})
+    if batch is None:
+        batch = frame["batch_size"].max() if metric == "throughput" else frame["batch_size"].min()
+    frame = frame.filter(batch_size=batch)
+    if frame.is_empty():
         return _cell(None)
-    median, *_ = median_ci(times, context.confidence)
-    if metric == "latency":
-        return _cell("1×", note=display.seconds(median), tone="even")
-    return _cell("1×", note=display.rate(batch * first["output_tokens"] / median, "tokens/s"), tone="even")
+    median, *_ = median_ci(frame["elapsed_s"].to_list(), context.confidence)
+    speed = display.seconds(median)
+    if metric == "throughput":
+        speed = display.rate(batch * frame["output_tokens"][0] / median, "tokens/s")
+    return _cell("1×", note=speed if first else f"{speed} at batch {batch}", tone="even")
 
 
 def _accuracy_cell(found):

@@ -1,11 +1,10 @@
 """One line per measured point: stage, points done of all, time left."""
 
-import contextlib
 import json
-import os
-import sys
 import time
 from pathlib import Path
+
+from quantbench.console import say
 
 
 class Progress:
@@ -26,13 +25,7 @@ class Progress:
             self.study_done = sum(store.has_point(key) for key in keys)
 
     def say(self, text):
-        """To the log, and to the console: rules send stderr to a log and keep the console open as descriptor 3."""
-        line = f"[{self.label}] {text}\n"
-        sys.stderr.write(line)
-        sys.stderr.flush()
-        if os.environ.get("QUANTBENCH_CONSOLE"):
-            with contextlib.suppress(OSError, ValueError):
-                os.write(int(os.environ["QUANTBENCH_CONSOLE"]), line.encode())
+        say(f"[{self.label}] {text}")
 
     def begin(self):
         """The engine is ready: time left is judged from here."""

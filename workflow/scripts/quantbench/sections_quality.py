@@ -4,9 +4,9 @@ from quantbench import charts, display
 from quantbench.sections import panel, point
 
 TINY = (
-    "“{names}” is a small synthetic model, trained by this workflow on made-up arithmetic, with outlier channels planted "
-    "in its weights. Its accuracy shows that a loss is seen where there is one, not how much a real model would lose; its "
-    "speed is that of a toy."
+    "“{names}” is a small synthetic model, trained by this workflow on made-up arithmetic, with outlier channels "
+    "planted in its weights. Its accuracy shows that a loss is seen where there is one, not how much a real model "
+    "would lose; its speed is that of a toy."
 )
 TINY_SHORT = (
     "The tiny model is synthetic, with planted outlier channels: its losses show that the method sees them, not what a "
@@ -147,19 +147,17 @@ def size(context):
 def _size_group(context, mine):
     most = max(row["bytes"] for row in mine)
     unit, size = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if most >= s), ("B", 1))
-    rows = []
+    rows, table = [], []
     for row in mine:
-        bits = "" if row["bits_per_weight"] is None else f"{row['bits_per_weight']:.1f} bits per weight"
-        text = ", ".join(filter(None, (display.amount(row["bytes"], "B"), bits)))
-        rows.append({"scheme": row["scheme"], "x": None, "value": row["bytes"] / size, "label": text, "text": text})
-    least, base = (
-        min(mine, key=lambda row: row["bytes"]),
-        next((row for row in mine if row["scheme"] == context.baseline), None),
-    )
+        text, bits = display.amount(row["bytes"], "B"), row["bits_per_weight"]
+        table.append([row["scheme"], text, display.MISSING if bits is None else f"{bits:.2f}"])
+        label = text if bits is None else f"{text}, {bits:.1f} bits per weight"
+        rows.append({"scheme": row["scheme"], "value": row["bytes"] / size, "label": label, "text": label})
+    least = min(mine, key=lambda row: row["bytes"])
+    base = next((row for row in mine if row["scheme"] == context.baseline), None)
     heading = f"{least['scheme']} is the smallest: {display.amount(least['bytes'], 'B')}"
-    if base and least is not base:
+    if base and base["bytes"] > least["bytes"]:
         heading += f", {display.share(least['bytes'] / base['bytes'], 0)} of {context.baseline}"
-    table = [[row["scheme"], *(row["text"].split(", ") + [""])[:2]] for row in rows]
     numbers = {"columns": ["scheme", "size", "bits per weight"], "rows": table}
     panels = [panel("Size on disk", charts.bars(rows, context.look, x_title=unit), rows)]
     return {"heading": heading, "panels": panels, "notes": [], "numbers": numbers}

@@ -10,7 +10,7 @@ kernel hands it every orphan among them and none gets out of sight.
 Snakemake runs a job as `bash -c '...'`. When Snakemake is killed outright nobody tells that bash, so the supervisor
 watches its ancestors up to the nearest Snakemake (without one: only its parent) and ends everything when one is gone.
 
-Linux only. Imports the standard library and psutil, nothing else.
+Linux only. Imports the standard library and psutil, nothing heavier.
 """
 
 import contextlib
@@ -19,10 +19,12 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import psutil
 
+from quantbench.console import say
 from quantbench.errors import UserError
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
@@ -57,8 +59,13 @@ def _run(main):
     try:
         return main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 2
+    except Exception as error:
+        traceback.print_exc()
+        first_line = (str(error).splitlines() or [""])[0]
+        say(f"error: {type(error).__name__}: {first_line}; the whole log: {os.environ.get('QUANTBENCH_LOG', 'above')}")
+        return 1
 
 
 def _supervise(child, ancestors, ends):

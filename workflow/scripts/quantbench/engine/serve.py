@@ -3,7 +3,7 @@
     python -P serve.py MODEL --port=... --middleware=quantbench.engine.serve.RequireKey
 
 A server is three processes (API, engine core, worker). Spawned, each spends 7 to 9 s importing vLLM; forked, only the
-first does: 12 s instead of 26 s on two cores. vLLM 0.32 insists on spawn on CPUs because it wants to hand its workers
+first does: 10 s instead of 26 s on two cores. vLLM 0.32 insists on spawn on CPUs because it wants to hand its workers
 other OMP_* variables. With VLLM_CPU_OMP_THREADS_BIND=nobind it hands them none, so nothing that computes is different.
 On a GPU nothing is changed.
 """

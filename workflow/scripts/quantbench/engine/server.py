@@ -110,6 +110,15 @@ class Server:
     def alive(self):
         return self.process.poll() is None
 
+    def recovers(self, limit_s=30):
+        """Whether it is, or soon becomes, healthy again; an engine that died takes its server along after a moment."""
+        until = time.monotonic() + limit_s
+        while self.alive() and time.monotonic() < until:
+            if self.healthy():
+                return True
+            time.sleep(0.5)
+        return False
+
     def kernels(self):
         """What report_kernels says of the model in the first worker (see engine/kernels.py)."""
         return json.loads(self._ask("/collective_rpc", {"method": "report_kernels"}, RPC_LIMIT_S))["results"][0]
