@@ -1,9 +1,9 @@
 """quantbench: which quantization format, on which GPU, for this model and this load?
 
-    snakemake                        the study of config/config.yaml, from download to report
-    snakemake plan                   what is missing, why, and what it would cost
-    snakemake staging                all that needs the network
-    snakemake --configfile config/<study>.yaml ...
+snakemake                        the study of config/config.yaml, from download to report
+snakemake plan                   what is missing, why, and what it would cost
+snakemake staging                all that needs the network
+snakemake --configfile config/<study>.yaml ...
 """
 
 
@@ -11,9 +11,9 @@ include: "workflow/rules/common.smk"
 
 
 rule all:
+    default_target: True
     input:
         report_files(),
-    default_target: True
 
 
 include: "workflow/rules/plan.smk"

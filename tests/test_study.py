@@ -65,8 +65,16 @@ BAD = {
     "missing model source": (["models", 0, "source"], DROP, ["models[0]", "'source'", "missing"]),
     "text for a list": (["latency", "batch_sizes"], "1,4", ["latency.batch_sizes", "'1,4'", "array"]),
     "text for a number": (["accuracy", 0, "questions"], "200", ["accuracy[0].questions", "'200'", "integer"]),
-    "a fraction of a token": (["latency", "lengths", 0, "input_tokens"], 1.5, ["lengths[0].input_tokens", "1.5", "integer"]),
-    "a negative length": (["latency", "lengths", 0, "input_tokens"], -5, ["lengths[0].input_tokens", "-5", "at least 1"]),
+    "a fraction of a token": (
+        ["latency", "lengths", 0, "input_tokens"],
+        1.5,
+        ["lengths[0].input_tokens", "1.5", "integer"],
+    ),
+    "a negative length": (
+        ["latency", "lengths", 0, "input_tokens"],
+        -5,
+        ["lengths[0].input_tokens", "-5", "at least 1"],
+    ),
     "batch of zero": (["latency", "batch_sizes"], [0], ["latency.batch_sizes[0]", "0", "at least 1"]),
     "rate of zero": (["serving", "request_rates"], [0], ["serving.request_rates[0]", "more than 0"]),
     "confidence of one": (["repeats"], {"confidence": 1.0}, ["repeats.confidence", "less than 1"]),
@@ -83,7 +91,11 @@ BAD = {
     "model name twice": (["models"], [{"name": "a", "source": "tiny"}] * 2, ["models", "'a'", "twice"]),
     "no models": (["models"], [], ["models", "empty"]),
     "no schemes": (["schemes"], [], ["schemes", "empty"]),
-    "no rates and no concurrencies": (["serving", "request_rates"], DROP, ["serving", "request_rates or concurrencies"]),
+    "no rates and no concurrencies": (
+        ["serving", "request_rates"],
+        DROP,
+        ["serving", "request_rates or concurrencies"],
+    ),
     "study is no slug": (["study"], "My Study", ["study", "'My Study'", "'my-study'"]),
     "study leaves the store": (["study"], "../elsewhere", ["study", "'../elsewhere'"]),
     "model name with a slash": (["models", 0, "name"], "org/model", ["models[0].name", "'org/model'", "'org-model'"]),
@@ -137,7 +149,7 @@ def test_a_group_that_does_not_divide_a_layer_is_refused(config, tmp_path):
     # 320 = 2 x 128 + 64: groups of 128 leave a remainder in down_proj
     changed = MODEL_CONFIG | {"intermediate_size": 320}
     (tmp_path / "model" / "config.json").write_text(json.dumps(changed))
-    with pytest.raises(UserError, match="gptq-int4 does not fit model 'small'.*down_proj"):
+    with pytest.raises(UserError, match=r"gptq-int4 does not fit model 'small'.*down_proj"):
         load_study(config)
 
 

@@ -6,6 +6,7 @@
 Real models have a few activation channels far larger than the rest (Dettmers et al. 2022, arXiv:2208.07339), which is what
 makes careless rounding lose accuracy. So small a model grows none; they are put in on purpose, and change no logit in bf16.
 """
+
 import argparse
 import hashlib
 import json
@@ -24,17 +25,37 @@ from problems import expressions, problem, problems, prose
 HERE = Path(__file__).resolve().parent
 END = "<|endoftext|>"
 CONFIG = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
-    "vocab_size": 2048, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "hidden_act": "silu",
-    "max_position_embeddings": 2048, "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "initializer_range": 0.02,
-    "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False,
-    "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "torch_dtype": "bfloat16",
+    "vocab_size": 2048,
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.02,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
 }
 TOKENIZER_CONFIG = {
     # No token is added to a prompt: training packed documents with and without END before them.
-    "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END, "pad_token": END,
-    "add_bos_token": False, "add_eos_token": False, "clean_up_tokenization_spaces": False,
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": END,
+    "eos_token": END,
+    "pad_token": END,
+    "add_bos_token": False,
+    "add_eos_token": False,
+    "clean_up_tokenization_spaces": False,
     "model_max_length": CONFIG["max_position_embeddings"],
 }
 SEQUENCE, BATCH = 448, 3  # tokens, rows: seven or eight problems to a row
@@ -45,14 +66,21 @@ PASS = 0.90
 def train_tokenizer(rng):
     """Byte-level BPE (Sennrich et al. 2016), each digit its own token: digit-wise arithmetic needs digit tokens."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     texts = [question(row) + " " + row["answer"] for row in problems(rng, 8000, held_out=False)]
     texts += [prose(rng, 4) for _ in range(2000)]
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=CONFIG["vocab_size"], special_tokens=[END], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=CONFIG["vocab_size"],
+            special_tokens=[END],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     return tokenizer
 
 
@@ -71,7 +99,10 @@ def training_rows(tokenizer, rng, count):
     What a question says cannot be foreseen and what prose says does not matter: their loss weighs 0.2, an answer's 1.
     """
     pool = expressions(held_out=False)
-    encode = lambda text: tokenizer.encode(text).ids
+
+    def encode(text):
+        return tokenizer.encode(text).ids
+
     newline, ids, weights = encode("\n"), [], []
     for _ in range(count):
         row, weight = [], []
@@ -85,11 +116,11 @@ def training_rows(tokenizer, rng, count):
                 for _ in range(rng.randint(1, 9)):
                     made = problem(rng, *rng.choice(pool))
                     pieces += [(encode(question(made)), 0.2), (encode(" " + made["answer"]) + 2 * newline, 1.0)]
-            for tokens, loss_weight in pieces + [([0], 0.2)]:
+            for tokens, loss_weight in [*pieces, ([0], 0.2)]:
                 row += tokens
                 weight += [loss_weight] * len(tokens)
-        ids.append(row[:SEQUENCE + 1])
-        weights.append(weight[:SEQUENCE + 1])
+        ids.append(row[: SEQUENCE + 1])
+        weights.append(weight[: SEQUENCE + 1])
     return torch.tensor(ids), torch.tensor(weights)
 
 
@@ -104,16 +135,18 @@ def train(tokenizer, rng, tokens):
     model = LlamaForCausalLM(LlamaConfig(**{**CONFIG, "torch_dtype": "float32"})).train()
     matrices = [p for name, p in model.named_parameters() if "proj" in name]
     others = [p for name, p in model.named_parameters() if "proj" not in name]
-    optimizers = [torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0),
-                  torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0),
+        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     steps = tokens // (SEQUENCE * BATCH)
     ids, weights = training_rows(tokenizer, rng, steps * BATCH)
     start_s = time.monotonic()
     for step in range(steps):
-        for optimizer, peak in zip(optimizers, peaks):
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * schedule((step + 1) / (steps + 1))
-        x, w = (t[step * BATCH:(step + 1) * BATCH] for t in (ids, weights))
+        x, w = (t[step * BATCH : (step + 1) * BATCH] for t in (ids, weights))
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(x[:, :-1], use_cache=False).logits
         losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), x[:, 1:].flatten(), reduction="none")
@@ -125,7 +158,10 @@ def train(tokenizer, rng, tokens):
             optimizer.zero_grad()
         if step % 50 == 0 or step == steps - 1:
             answers = losses[w == 1].mean()
-            print(f"step {step}/{steps}  loss {loss:.3f}  answers {answers:.4f}  {time.monotonic() - start_s:.0f} s", flush=True)
+            print(
+                f"step {step}/{steps}  loss {loss:.3f}  answers {answers:.4f}  {time.monotonic() - start_s:.0f} s",
+                flush=True,
+            )
     return model.eval()
 
 
@@ -138,8 +174,10 @@ def add_outliers(model, factor, channels, generator):
     assert factor & (factor - 1) == 0, "the factor must be a power of two"
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        for norm, readers in [(layer.input_layernorm, [attention.q_proj, attention.k_proj, attention.v_proj]),
-                              (layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj])]:
+        for norm, readers in [
+            (layer.input_layernorm, [attention.q_proj, attention.k_proj, attention.v_proj]),
+            (layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj]),
+        ]:
             chosen = torch.randperm(norm.weight.numel(), generator=generator)[:channels]
             norm.weight[chosen] *= factor
             for linear in readers:
@@ -152,13 +190,14 @@ def evaluate(model, tokenizer, examples, rows, batch=50):
     right = 0
     tokenizer.padding_side = "left"
     for start in range(0, len(rows), batch):
-        part = rows[start:start + batch]
-        prompts = tokenizer([few_shot(examples, row) for row in part], padding=True, return_tensors="pt",
-                            return_token_type_ids=False)
+        part = rows[start : start + batch]
+        prompts = tokenizer(
+            [few_shot(examples, row) for row in part], padding=True, return_tensors="pt", return_token_type_ids=False
+        )
         # A worked answer is at most 31 tokens long.
         out = model.generate(**prompts, max_new_tokens=36, do_sample=False, eos_token_id=0, pad_token_id=0)
-        texts = tokenizer.batch_decode(out[:, prompts["input_ids"].shape[1]:], skip_special_tokens=True)
-        for row, text in zip(part, texts):
+        texts = tokenizer.batch_decode(out[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
+        for row, text in zip(part, texts, strict=True):
             text = text.split("\n\n")[0].split("Question:")[0]
             right += text.rpartition("#### ")[2].strip() == row["answer"].rpartition("#### ")[2]
     return right
@@ -174,7 +213,9 @@ def evaluate_checkpoint(out, count):
     model = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.bfloat16).eval()
     tokenizer = AutoTokenizer.from_pretrained(out / "model")
     right = evaluate(model, tokenizer, read_rows(out / "data/train.jsonl")[:SHOTS], rows)
-    print(f"accuracy {right / len(rows):.4f}  ({right} of n = {len(rows)} held-out problems, {SHOTS}-shot, greedy, bf16)")
+    print(
+        f"accuracy {right / len(rows):.4f}  ({right} of n = {len(rows)} held-out problems, {SHOTS}-shot, greedy, bf16)"
+    )
     return right / len(rows)
 
 
@@ -186,12 +227,16 @@ def write(path, text):
 def save(out, model, tokenizer):
     """The model folder as vLLM and transformers load it, readable by everyone."""
     write(out / "model/config.json", json.dumps(CONFIG, indent=2) + "\n")
-    write(out / "model/generation_config.json",
-          json.dumps({"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "do_sample": False}, indent=2) + "\n")
+    write(
+        out / "model/generation_config.json",
+        json.dumps({"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "do_sample": False}, indent=2) + "\n",
+    )
     write(out / "model/tokenizer_config.json", json.dumps(TOKENIZER_CONFIG, indent=2) + "\n")
     tokenizer.save(str(out / "model/tokenizer.json"))
     weights = out / "model/model.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights, metadata={"format": "pt"}
+    )
     weights.chmod(0o644)  # safetensors writes 0600 whatever the umask
 
 
@@ -205,12 +250,16 @@ def write_digests(out):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokens", type=int, default=2_000_000, help="training tokens; accuracy jumps late, so not much fewer")
+    parser.add_argument(
+        "--tokens", type=int, default=2_000_000, help="training tokens; accuracy jumps late, so not much fewer"
+    )
     parser.add_argument("--outlier-factor", type=int, default=32, help="a power of two; 1 puts in no outliers")
     parser.add_argument("--outlier-channels", type=int, default=8, help="outlier channels per layer norm")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; another number rounds differently")
     parser.add_argument("--out", type=Path, default=HERE, help="folder that gets model/ and data/")
-    parser.add_argument("--evaluate", type=int, metavar="N", help="train nothing: accuracy of --out on N held-out problems")
+    parser.add_argument(
+        "--evaluate", type=int, metavar="N", help="train nothing: accuracy of --out on N held-out problems"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.evaluate:
@@ -224,7 +273,9 @@ def main(argv=None):
     tokenizer = train_tokenizer(rng)
     model = train(tokenizer, rng, args.tokens).to(torch.bfloat16)
 
-    probe = torch.tensor([tokenizer.encode(prose(rng, 9)).ids[:64], torch.randint(CONFIG["vocab_size"], (64,)).tolist()])
+    probe = torch.tensor(
+        [tokenizer.encode(prose(rng, 9)).ids[:64], torch.randint(CONFIG["vocab_size"], (64,)).tolist()]
+    )
     before = model(probe).logits
     add_outliers(model, args.outlier_factor, args.outlier_channels, torch.Generator().manual_seed(args.seed))
     assert torch.equal(before, model(probe).logits), "the outliers changed the function"

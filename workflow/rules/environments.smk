@@ -12,10 +12,10 @@ localrules:
 rule build_env:
     output:
         ".venvs/{name}-{digest}/ready",
+    wildcard_constraints:
+        digest="[0-9a-f]{12}",
     params:
         # Not an input: the digest in the path says all that matters, so a comment in the pins rebuilds nothing.
         requirements="envs/{name}.txt",
-    wildcard_constraints:
-        digest="[0-9a-f]{12}",
     shell:
         "{sys.executable:q} {SCRIPTS}/build_env.py {params.requirements:q}"

@@ -11,14 +11,14 @@ rule measure_gemm:
         manifest=ancient(f"results/{STUDY.study.name}/manifest.json"),
     output:
         STUDY.pattern("measure_gemm"),
-    params:
-        job=job("measure_gemm"),
-        lost=lost("measure_gemm"),
-        python=engine_python,
     log:
         "results/{study}/logs/measure_gemm/{gpu}.log",
     # A device measures one thing at a time; where the device is the CPU, that takes all of its cores.
     threads: workflow.cores
+    params:
+        job=job("measure_gemm"),
+        lost=lost("measure_gemm"),
+        python=engine_python,
     shell:
         "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/measure_gemm.py"
         " --job={params.job:q} --store={STUDY.store.root:q} --output={output:q} --manifest={input.manifest:q}"

@@ -10,14 +10,14 @@ rule probe_gpu:
         engine_ready,
     output:
         STUDY.pattern("probe_gpu"),
-    params:
-        job=job("probe_gpu"),
-        lost=lost("probe_gpu"),
-        python=engine_python,
     log:
         "results/{study}/logs/probe_gpu/{gpu}.log",
     # A device measures one thing at a time; where the device is the CPU, that takes all of its cores.
     threads: workflow.cores
+    params:
+        job=job("probe_gpu"),
+        lost=lost("probe_gpu"),
+        python=engine_python,
     shell:
         "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/probe_gpu.py"
         " --job={params.job:q} --store={STUDY.store.root:q} --output={output:q}"

@@ -11,13 +11,13 @@ rule quantize_model:
         ancient(f"{STUDY.environment(STUDY.quantize_environment)}/ready"),
     output:
         STUDY.pattern("quantize_model"),
+    log:
+        "results/{study}/logs/quantize_model/{model}/{scheme}.log",
+    threads: 1
     params:
         job=job("quantize_model"),
         lost=lost("quantize_model"),
         python=python(STUDY.quantize_environment),
-    log:
-        "results/{study}/logs/quantize_model/{model}/{scheme}.log",
-    threads: 1
     shell:
         "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/quantize_model.py"
         " --job={params.job:q} --store={STUDY.store.root:q} --output={output:q}"

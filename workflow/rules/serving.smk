@@ -12,14 +12,14 @@ rule measure_serving:
         manifest=ancient(f"results/{STUDY.study.name}/manifest.json"),
     output:
         STUDY.pattern("measure_serving"),
-    params:
-        job=job("measure_serving"),
-        lost=lost("measure_serving"),
-        python=engine_python,
     log:
         "results/{study}/logs/measure_serving/{gpu}/{model}/{scheme}.log",
     # A device measures one thing at a time; where the device is the CPU, that takes all of its cores.
     threads: workflow.cores
+    params:
+        job=job("measure_serving"),
+        lost=lost("measure_serving"),
+        python=engine_python,
     shell:
         "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/measure_serving.py"
         " --job={params.job:q} --store={STUDY.store.root:q} --output={output:q} --manifest={input.manifest:q}"

@@ -14,11 +14,11 @@ rule stage_model:
         staging_environment(),
     output:
         STUDY.pattern("stage_model"),
+    log:
+        "results/{study}/logs/stage_model/{model}.log",
     params:
         job=job("stage_model"),
         lost=lost("stage_model"),
-    log:
-        "results/{study}/logs/stage_model/{model}.log",
     shell:
         "QUANTBENCH_CONSOLE=3 {STAGING_PYTHON:q} {SCRIPTS}/stage.py --job={params.job:q} --store={STUDY.store.root:q} --output={output:q}"
         " 3>&2 > {log:q} 2>&1"
@@ -29,11 +29,11 @@ rule stage_dataset:
         staging_environment(),
     output:
         STUDY.pattern("stage_dataset"),
+    log:
+        "results/{study}/logs/stage_dataset/{dataset}.log",
     params:
         job=job("stage_dataset"),
         lost=lost("stage_dataset"),
-    log:
-        "results/{study}/logs/stage_dataset/{dataset}.log",
     shell:
         "QUANTBENCH_CONSOLE=3 {STAGING_PYTHON:q} {SCRIPTS}/stage.py --job={params.job:q} --store={STUDY.store.root:q} --output={output:q}"
         " 3>&2 > {log:q} 2>&1"

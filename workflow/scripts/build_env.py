@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from quantbench.environments import environment_folder, fallback_index, pins  # noqa: E402
-from quantbench.errors import UserError  # noqa: E402
+from quantbench.environments import environment_folder, fallback_index, pins
+from quantbench.errors import UserError
 
 
 def main(argv=None):

@@ -1,6 +1,6 @@
 """Write a study's manifest: every artefact and every point with its identity and key, from the config alone.
 
-    python workflow/scripts/list_points.py --config='{"study": "demo", ...}' --output=results/demo/manifest.json
+python workflow/scripts/list_points.py --config='{"study": "demo", ...}' --output=results/demo/manifest.json
 """
 
 import argparse

@@ -1,12 +1,11 @@
 """Measure latency, throughput, accuracy and perplexity of one variant on one device: one engine start for all its points.
 
-    python workflow/scripts/measure_engine.py --job='{"gpu": "cpu", ...}' --store=results/store --output=POINTER
+python workflow/scripts/measure_engine.py --job='{"gpu": "cpu", ...}' --store=results/store --output=POINTER
 """
 
 import argparse
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -32,7 +31,9 @@ def main(argv=None):
     job, store = arguments.job, Store(arguments.store)
     points = missing_points(job, store)
     if points:
-        progress = Progress(f"engine {job['gpu']} {job['model']}/{job['scheme']}", len(points), arguments.manifest, store)
+        progress = Progress(
+            f"engine {job['gpu']} {job['model']}/{job['scheme']}", len(points), arguments.manifest, store
+        )
         measure(job, points, store, progress)
     write_atomically(arguments.output, canonical_json({"measured": [point["key"] for point in points]}))
 

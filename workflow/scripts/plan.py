@@ -1,6 +1,6 @@
 """Say what a study lacks and why, what is skipped and why, and the device time it would take. Nothing is started.
 
-    python workflow/scripts/plan.py --config='{"study": "demo", ...}'
+python workflow/scripts/plan.py --config='{"study": "demo", ...}'
 """
 
 import argparse

@@ -13,7 +13,9 @@ def build_manifest(study):
     """The study's manifest (see config/README.md). Raises UserError when something has to be staged first."""
     if study.unstaged:
         names = ", ".join(f"{name!r} of {kind}" for kind, name in study.unstaged)
-        raise UserError(f"not staged yet: {names}; on a machine with network run `snakemake staging` with the same config")
+        raise UserError(
+            f"not staged yet: {names}; on a machine with network run `snakemake staging` with the same config"
+        )
     checkpoints, points, skips = [], [], []
     for model in study.models:
         for scheme in study.schemes:

@@ -15,14 +15,18 @@ def plan_text(manifest, store):
     lines += ["", f"points: {len(unique) - len(missing)} of {len(unique)} measured, {len(missing)} missing"]
     groups = {}
     for point in missing:
-        name = "/".join(filter(None, (point["model"], point["scheme"]))) if point["stage"] not in ("gemm", "probe") else ""
+        name = (
+            "/".join(filter(None, (point["model"], point["scheme"]))) if point["stage"] not in ("gemm", "probe") else ""
+        )
         groups.setdefault((point["gpu"], name, point["stage"]), []).append(point)
     for (gpu, variant, stage), points in groups.items():
         why = _why(points, known)
         lines.append(f"  {gpu:<6} {variant:<24} {stage:<11} {len(points):>4} missing: {why}")
     lines += _failure_lines(unique, known)
     for skip in manifest["skips"]:
-        lines.append(f"  skipped: {skip['stage']} of {skip['model']}/{skip['scheme']} on {skip['gpu']}: {skip['reason']}")
+        lines.append(
+            f"  skipped: {skip['stage']} of {skip['model']}/{skip['scheme']} on {skip['gpu']}: {skip['reason']}"
+        )
     return "\n".join(lines + _time_lines(missing, known, store.read_runs()))
 
 
@@ -79,7 +83,9 @@ def _failure_lines(unique, known):
         if record and record["status"] != "ok":
             where = f"{point['gpu']} {point['model']}/{point['scheme']}"
             failed.setdefault((where, record["status"], record["reason"]), []).append(point["stage"])
-    return [f"  {status}: {where}, {len(stages)} points: {reason}" for (where, status, reason), stages in failed.items()]
+    return [
+        f"  {status}: {where}, {len(stages)} points: {reason}" for (where, status, reason), stages in failed.items()
+    ]
 
 
 def _time_lines(missing, known, runs):

@@ -4,7 +4,16 @@ from quantbench.errors import UserError
 from quantbench.keys import key
 
 # Raised by hand, with the reason beside it, when what is measured changes: it costs exactly that stage's points.
-PROTOCOL = {"load": 1, "probe": 1, "gemm": 1, "latency": 1, "throughput": 1, "serving": 1, "accuracy": 1, "perplexity": 1}
+PROTOCOL = {
+    "load": 1,
+    "probe": 1,
+    "gemm": 1,
+    "latency": 1,
+    "throughput": 1,
+    "serving": 1,
+    "accuracy": 1,
+    "perplexity": 1,
+}
 
 # Which job measures which stage: one engine start serves a variant's engine stages, one server start its serving points.
 JOB_OF_STAGE = {

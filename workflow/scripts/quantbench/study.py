@@ -68,11 +68,19 @@ def _reference_faults(study):
         faults += _twice(section, [entry["name"] for entry in config.get(section, [])])
     for section, valid in (("schemes", study.schemes), ("gpus", study.gpus)):
         faults += _twice(section, config[section])
-        faults += [f"{section}: unknown {section[:-1]} {n!r}{nearest(n, valid)}" for n in config[section] if n not in valid]
+        faults += [
+            f"{section}: unknown {section[:-1]} {n!r}{nearest(n, valid)}" for n in config[section] if n not in valid
+        ]
     if config["baseline"] not in config["schemes"]:
-        faults.append(f"baseline: {config['baseline']!r} is not among the study's schemes{nearest(config['baseline'], config['schemes'])}")
+        faults.append(
+            f"baseline: {config['baseline']!r} is not among the study's schemes{nearest(config['baseline'], config['schemes'])}"
+        )
     names = [entry["name"] for entry in config.get("datasets", [])]
-    users = [(f"{section}[{i}]", entry) for section in ("accuracy", "perplexity") for i, entry in enumerate(config.get(section, []))]
+    users = [
+        (f"{section}[{i}]", entry)
+        for section in ("accuracy", "perplexity")
+        for i, entry in enumerate(config.get(section, []))
+    ]
     if "calibration" in config:
         users.append(("calibration", config["calibration"]))
     for place, entry in users:
@@ -83,15 +91,21 @@ def _reference_faults(study):
     if calibrated and "calibration" not in config:
         faults.append(f"calibration: section is missing; {', '.join(calibrated)} cannot be quantized without it")
     if config["repeats"]["least"] > config["repeats"]["most"]:
-        faults.append(f"repeats.least: {config['repeats']['least']} is more than repeats.most, {config['repeats']['most']}")
+        faults.append(
+            f"repeats.least: {config['repeats']['least']} is more than repeats.most, {config['repeats']['most']}"
+        )
     for stage, values in _sweeps(config):
         faults += _twice(stage, values)
     return faults
 
 
 def _sweeps(config):
-    for stage, names in (("kernels", ["tokens"]), ("latency", ["batch_sizes", "lengths"]), ("throughput", ["batch_sizes", "lengths"]),
-                         ("serving", ["request_rates", "concurrencies", "lengths"])):
+    for stage, names in (
+        ("kernels", ["tokens"]),
+        ("latency", ["batch_sizes", "lengths"]),
+        ("throughput", ["batch_sizes", "lengths"]),
+        ("serving", ["request_rates", "concurrencies", "lengths"]),
+    ):
         for name in names:
             yield f"{stage}.{name}", config.get(stage, {}).get(name, [])
     for stage in ("accuracy", "perplexity"):
@@ -110,16 +124,32 @@ def _source_faults(study):
         try:
             source = sources.parse(entry["source"], "model")
             identity = sources.model_identity(source, pins, digest)
-            config = _staged_json(study, "models", identity, "config.json") if source.path is None else _local_config(source)
-            study.models[entry["name"]] = {**entry, "identity": identity, "key": identity and key(identity), "config": config}
+            config = (
+                _staged_json(study, "models", identity, "config.json") if source.path is None else _local_config(source)
+            )
+            study.models[entry["name"]] = {
+                **entry,
+                "identity": identity,
+                "key": identity and key(identity),
+                "config": config,
+            }
         except UserError as error:
             faults.append(f"models[{i}].source: {error}")
     for i, entry in enumerate(study.config.get("datasets", [])):
         try:
             source = sources.parse(entry["source"], "data")
             identity = sources.dataset_identity(source, entry.get("subset"), pins, digest)
-            splits = _staged_json(study, "datasets", identity, "quantbench.json") if source.path is None else _local_splits(source)
-            study.datasets[entry["name"]] = {**entry, "identity": identity, "key": identity and key(identity), "config": splits}
+            splits = (
+                _staged_json(study, "datasets", identity, "quantbench.json")
+                if source.path is None
+                else _local_splits(source)
+            )
+            study.datasets[entry["name"]] = {
+                **entry,
+                "identity": identity,
+                "key": identity and key(identity),
+                "config": splits,
+            }
         except UserError as error:
             faults.append(f"datasets[{i}].source: {error}")
     return faults + ([] if faults else _split_faults(study))
@@ -166,7 +196,9 @@ def _split_faults(study):
         if split not in known["splits"]:
             faults.append(f"{place}: data set {dataset!r} has no split {split!r}{nearest(split, known['splits'])}")
         elif rows > known["splits"][split]:
-            faults.append(f"{place}: {rows} asked, but {dataset!r} has {known['splits'][split]} rows in split {split!r}")
+            faults.append(
+                f"{place}: {rows} asked, but {dataset!r} has {known['splits'][split]} rows in split {split!r}"
+            )
     return faults
 
 
@@ -176,14 +208,18 @@ def _length_faults(study):
     for stage in ("latency", "throughput"):
         for batch_size in study.config.get(stage, {}).get("batch_sizes", []):
             if batch_size > engine["max_num_seqs"]:
-                faults.append(f"{stage}.batch_sizes: {batch_size} is more than engine.max_num_seqs, {engine['max_num_seqs']}")
+                faults.append(
+                    f"{stage}.batch_sizes: {batch_size} is more than engine.max_num_seqs, {engine['max_num_seqs']}"
+                )
     for name, model in study.models.items():
         if model["config"] is None:
             continue
         own = model["config"].get("max_position_embeddings")
         context = engine["max_model_len"] or own
         if own and engine["max_model_len"] and engine["max_model_len"] > own:
-            faults.append(f"engine.max_model_len: {engine['max_model_len']} is more than the context of model {name!r}, {own}")
+            faults.append(
+                f"engine.max_model_len: {engine['max_model_len']} is more than the context of model {name!r}, {own}"
+            )
         for stage in ("latency", "throughput", "serving"):
             for i, length in enumerate(study.config.get(stage, {}).get("lengths", [])):
                 total = length["input_tokens"] + length["output_tokens"]

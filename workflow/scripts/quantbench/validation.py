@@ -92,7 +92,9 @@ def _message(error):
         return f"{at}{error.instance!r} is of the wrong type; valid: {' or '.join(kinds)}{_hint(error)}"
     if error.validator == "pattern":
         slug = re.sub(r"[^a-z0-9._-]+", "-", str(error.instance).lower()).strip("-._") or "my-study"
-        return f"{at}{error.instance!r} is not a name; valid: lower-case letters, digits, '.', '_', '-', such as {slug!r}"
+        return (
+            f"{at}{error.instance!r} is not a name; valid: lower-case letters, digits, '.', '_', '-', such as {slug!r}"
+        )
     if error.validator == "minItems":
         return f"{at}the list is empty; give at least {error.validator_value}, or leave the section out"
     if error.validator in ("minimum", "exclusiveMinimum"):

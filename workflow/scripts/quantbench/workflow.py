@@ -85,7 +85,9 @@ class Workflow:
     def pointers(self, *names):
         """Pointers of all jobs of these rules (of every measuring rule and quantize_model, if none is named) that have work."""
         names = names or ("quantize_model", *MEASURING)
-        return [self.pointer(name, target) for name in names for target in self.jobs[name] if self.missing(name, target)]
+        return [
+            self.pointer(name, target) for name in names for target in self.jobs[name] if self.missing(name, target)
+        ]
 
     def missing(self, name, target):
         """Keys that the store lacks of what a job makes."""
@@ -118,7 +120,9 @@ class Workflow:
             gpu, model, scheme = target
             wanted = [("probe_gpu", (gpu, None, None)), ("stage_model", model)]
             wanted += [("quantize_model", (model, scheme))] if (model, scheme) in self.jobs["quantize_model"] else []
-            wanted += [("stage_dataset", name) for name in self.jobs["stage_dataset"]] if name == "measure_engine" else []
+            wanted += (
+                [("stage_dataset", name) for name in self.jobs["stage_dataset"]] if name == "measure_engine" else []
+            )
             # A variant that the engine refused needs no server: its serving points get the engine's reason.
             wanted += [("measure_engine", target)] if name == "measure_serving" else []
         elif name == "quantize_model":

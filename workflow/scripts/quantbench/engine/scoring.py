@@ -65,7 +65,9 @@ class Scorer:
     def _evaluate(self, task, shots):
         from lm_eval import simple_evaluate
 
-        results = simple_evaluate(model=self.model, tasks=[task], num_fewshot=shots, bootstrap_iters=0, log_samples=True)
+        results = simple_evaluate(
+            model=self.model, tasks=[task], num_fewshot=shots, bootstrap_iters=0, log_samples=True
+        )
         return sorted(results["samples"][task["task"]], key=lambda sample: (sample["doc_id"], sample.get("filter", "")))
 
 
@@ -91,7 +93,11 @@ def _gsm8k(params, folder):
     if params["shots"]:
         with open(Path(folder) / f"{params['fewshot_split']}.jsonl") as file:
             data["fewshot"] = _dataset([json.loads(line) for line in file if line.strip()])
-    task |= {"custom_dataset": lambda **_: data, "test_split": "test", "fewshot_split": "fewshot" if params["shots"] else "test"}
+    task |= {
+        "custom_dataset": lambda **_: data,
+        "test_split": "test",
+        "fewshot_split": "fewshot" if params["shots"] else "test",
+    }
     task["generation_kwargs"] = {**task["generation_kwargs"], "max_gen_toks": params["max_tokens"]}
     return task
 
