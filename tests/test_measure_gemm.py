@@ -179,18 +179,18 @@ def fail(error):
         return run("bf16", tokens=(1, 2))
     except Exception as crash:
         return [f"{type(crash).__name__}: {crash}"]
-errors = [torch.OutOfMemoryError("CUDA out of memory. Tried"), ValueError("Failed to find a\\nkernel"),
+errors = [torch.OutOfMemoryError("CUDA out of memory. Tried"), ValueError("Failed to find a kernel that can implement the X linear layer. Reasons: \\n"),
           RuntimeError("Quantization scheme is not supported for the current GPU. Min capability: 89."),
-          RuntimeError("illegal memory access"), TypeError("odd")]
+          RuntimeError("illegal memory access"), ValueError("odd")]
 print(json.dumps([fail(error) for error in errors]))
 """
     )
     out_of_memory, no_kernel, too_old, illegal, odd = run_code(code)
     assert out_of_memory == [["out_of_memory", "CUDA out of memory. Tried", []]] * 2
-    assert no_kernel == [["unsupported", "Failed to find a kernel", []]] * 2
+    assert no_kernel == [["unsupported", "Failed to find a kernel that can implement the X linear layer.", []]] * 2
     assert [status for status, _, _ in too_old] == ["unsupported"] * 2
     assert illegal == ["RuntimeError: illegal memory access"]
-    assert odd == ["TypeError: odd"]
+    assert odd == ["ValueError: odd"]
 
 
 @pytest.mark.engine

@@ -16,11 +16,10 @@ import time
 from pathlib import Path
 
 import torch
+from problems import expressions, problem, problems, prose
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-from problems import expressions, problem, problems, prose
 
 HERE = Path(__file__).resolve().parent
 END = "<|endoftext|>"

@@ -50,6 +50,7 @@ def engine_versions(requirements):
 
 
 def toolkit_versions(requirements):
-    """Versions that a quantized checkpoint depends on."""
+    """Versions that a quantized checkpoint depends on. Which build of torch made it (2.13.0+cpu) is not among them:
+    a gpu added to a study must not quantize everything again."""
     pinned = pins(requirements)
-    return {name: pinned[name] for name in ("llmcompressor", "compressed-tensors", "torch")}
+    return {name: pinned[name].split("+")[0] for name in ("llmcompressor", "compressed-tensors", "torch")}

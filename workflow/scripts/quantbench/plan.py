@@ -88,8 +88,11 @@ def _failure_lines(unique, known):
     ]
 
 
-def _time_lines(missing, known, runs):
-    """Device time per gpu: the median of what the stage's points took before on that gpu, and of its engine starts."""
+def estimate(missing, known, runs):
+    """Device time of missing points: {gpu: (seconds, stages of which nothing like it has been measured)}.
+
+    Per point the median of what its stage's points took on that gpu before; per job the median of its engine starts.
+    """
     took, starts = {}, {}
     for record in known.values():
         if record["status"] == "ok" and record.get("measured_s") is not None:
@@ -97,7 +100,7 @@ def _time_lines(missing, known, runs):
     for run in runs.values():
         if run.get("engine_start_s") is not None:
             starts.setdefault((run["gpu"], run["stage"]), []).append(run["engine_start_s"])
-    lines = [""]
+    found = {}
     for gpu in sorted({point["gpu"] for point in missing}):
         seconds, unknown, jobs = 0.0, set(), set()
         for point in (point for point in missing if point["gpu"] == gpu):
@@ -106,8 +109,13 @@ def _time_lines(missing, known, runs):
                 seconds += median(took[gpu, point["stage"]])
             else:
                 unknown.add(point["stage"])
-        for name, _, _ in jobs:
-            seconds += median(starts.get((gpu, name), [0.0]))
+        found[gpu] = seconds + sum(median(starts.get((gpu, name), [0.0])) for name, _, _ in jobs), unknown
+    return found
+
+
+def _time_lines(missing, known, runs):
+    lines = [""]
+    for gpu, (seconds, unknown) in estimate(missing, known, runs).items():
         guess = f"about {seconds / 60:.1f} minutes" if seconds else "unknown"
         extra = f"; nothing like it measured yet: {', '.join(sorted(unknown))}" if unknown else ""
         lines.append(f"device time on {gpu}: {guess}{extra}")

@@ -17,7 +17,9 @@ from quantbench.keys import file_sha256
 RESOURCES = Path(__file__).parents[3] / "resources" / "tiny"
 PINS = Path("config/pins.json")
 # What a model's folder contributes. Pickled weights and Python files are left behind: safetensors only, no remote code.
-MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "tiktoken.model", "merges.txt", "vocab.txt")
+# The same weights a second time, in the layout of Mistral's own tools.
+MISTRAL_WEIGHTS = "consolidated*.safetensors"
 HUB_SOURCE = re.compile(r"hf://(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -46,25 +48,39 @@ def parse(text, tiny):
         return Source(text, name=match["name"], revision=match["revision"])
     if "://" in text:
         raise UserError(f"source {text!r}: valid are hf://org/name@revision, a path, or tiny")
-    return Source(text, path=Path(text))
+    return Source(text, path=Path(text).expanduser())
 
 
 def read_pins(path=PINS):
-    """{source text: commit} of hub sources that staging has resolved."""
+    """{pin_name: commit} of hub sources that staging has resolved."""
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
         return {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: {error}; without it, staging resolves every source anew") from None
 
 
-def model_files(folder):
+def pin_name(artefact, source):
+    return f"{artefact} {source.text}"
+
+
+def model_patterns(code=False):
+    """Patterns of a model's files; with `code`, the Python that a model with trust_remote_code brings along."""
+    return [*MODEL_FILES, "*.py"] if code else list(MODEL_FILES)
+
+
+def model_files(folder, code=False):
     """Sorted files of a local model. Raises UserError when it is no model, or has no safetensors."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"model source {str(folder)!r}: there is no config.json in it, or no such folder")
-    found = {path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.name != "quantbench.json"}
+    found = {path for pattern in model_patterns(code) for path in folder.glob(pattern)}
+    found -= {folder / "quantbench.json", *folder.glob(MISTRAL_WEIGHTS)}
     if not any(path.suffix == ".safetensors" for path in found):
-        raise UserError(f"model source {str(folder)!r}: no *.safetensors; other weight files are not loaded, convert them first")
+        raise UserError(
+            f"model source {str(folder)!r}: no *.safetensors; other weight files are not loaded, convert them first"
+        )
     return sorted(found)
 
 
@@ -79,24 +95,29 @@ def dataset_files(path):
     return files
 
 
-def model_identity(source, pins, digest=file_sha256):
-    """Identity of a model, or None for a hub source that staging has yet to resolve."""
+def model_identity(source, pins, digest=file_sha256, code=False):
+    """Identity of a model, or None for a hub source that staging has yet to resolve; `code` as in model_patterns."""
+    extra = {"code": True} if code else {}
     if source.path is not None:
-        files = {path.name: digest(path) for path in model_files(source.path)}
-        return {"artefact": "model", "files": files}
-    return _hub_identity("model", source, pins)
+        files = {path.name: digest(path) for path in model_files(source.path, code)}
+        return {"artefact": "model", "files": files, **extra}
+    identity = _hub_identity("model", source, pins)
+    return identity and {**identity, **extra}
 
 
 def dataset_identity(source, subset, pins, digest=file_sha256):
     """Identity of a data set, or None for a hub source that staging has yet to resolve."""
     if source.path is not None:
-        return {"artefact": "dataset", "files": {split: digest(file) for split, file in dataset_files(source.path).items()}}
+        return {
+            "artefact": "dataset",
+            "files": {split: digest(file) for split, file in dataset_files(source.path).items()},
+        }
     identity = _hub_identity("dataset", source, pins)
     return identity and {**identity, "subset": subset}
 
 
 def _hub_identity(artefact, source, pins):
-    commit = source.revision if source.pinned else pins.get(f"{artefact} {source.text}")
+    commit = source.revision if source.pinned else pins.get(pin_name(artefact, source))
     return commit and {"artefact": artefact, "hub": source.name, "commit": commit}
 
 

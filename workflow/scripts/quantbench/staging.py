@@ -1,14 +1,18 @@
 """Staging: the one step that may use the network. Everything after it reads the store.
 
-The hub's own client does the downloading (its token, its cache, its endpoint: HF_TOKEN, HF_HOME, HF_ENDPOINT).
+The hub's own client does the downloading: its token, its endpoint and its cache (HF_TOKEN, HF_ENDPOINT, HF_HOME) are the
+user's, so an interrupted download goes on where it stopped, and a model that is in the cache is not fetched again.
 """
 
+import errno
 import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
 
 from quantbench import sources
+from quantbench.console import say
 from quantbench.errors import UserError
 from quantbench.keys import key
 from quantbench.store import write_atomically
@@ -23,89 +27,154 @@ def stage(job, store, pins=sources.PINS):
         record = {"source": job["source"]}
         with store.new_folder(f"{kind}s", identity, record) as folder:
             if job["hub"]:
+                say(f"{_where(job)}: downloading commit {identity['commit']}")
                 _download(job, identity["commit"], folder)
             else:
                 _copy(job, identity, folder)
             if kind == "dataset":
-                record["splits"] = {path.stem: count_rows(path) for path in sorted(folder.glob("*.jsonl"))}
+                record["splits"] = {path.stem: count_rows(path, job) for path in sorted(folder.glob("*.jsonl"))}
     return entry_key, store.folder(f"{kind}s", entry_key)
 
 
-def count_rows(path):
-    """Rows of a JSONL file, each of which must be an object with question and answer, or with text."""
+def count_rows(path, job):
+    """Rows of a JSONL file, each of which must be an object with the texts question and answer, or the text `text`."""
     rows = 0
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
+            place = f"{_where(job)}: {path.name}, line {number}"
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError(f"{path.name}, line {number}: not valid JSON: {error.msg}") from None
-            if not isinstance(row, dict) or not ({"question", "answer"} <= row.keys() or "text" in row):
-                raise UserError(f"{path.name}, line {number}: a row has the keys question and answer, or text")
+                raise UserError(f"{place}: not valid JSON: {error.msg}") from None
+            texts = {name for name, value in row.items() if isinstance(value, str)} if isinstance(row, dict) else set()
+            if not ({"question", "answer"} <= texts or "text" in texts):
+                raise UserError(f"{place}: a row has the texts question and answer, or the text `text`")
             rows += 1
     return rows
 
 
 def _copy(job, identity, folder):
     """Copies, not links: a source folder edited later must not change what a key stands for."""
-    path = Path(job["path"])
-    files = sources.dataset_files(path).values() if job["kind"] == "dataset" else sources.model_files(path)
-    for file in files:
+    path, is_dataset, code = Path(job["path"]), job["kind"] == "dataset", identity.get("code", False)
+    for file in sources.dataset_files(path).values() if is_dataset else sources.model_files(path, code):
         name = "test.jsonl" if path.is_file() else file.name
         shutil.copyfile(file, folder / name)
-    found = sources.parse(str(folder), "")
-    again = sources.dataset_identity(found, None, {}) if job["kind"] == "dataset" else sources.model_identity(found, {})
+    copy = sources.Source(job["source"], path=folder)
+    again = sources.dataset_identity(copy, None, {}) if is_dataset else sources.model_identity(copy, {}, code=code)
     if again != identity:
         raise UserError(f"{path} changed while it was being copied; run the same command again")
 
 
 def _resolve(job, pins_path):
-    """The commit that an unpinned hub source means today, recorded so that it means the same tomorrow."""
-    from huggingface_hub import HfApi
-
-    info = HfApi().model_info if job["kind"] == "model" else HfApi().dataset_info
-    commit = _asked(job, lambda: info(job["hub"], revision=job["revision"]).sha)
+    """Identity of an unpinned hub source: the commit that it means today, recorded so that it means the same tomorrow."""
     pins_path = Path(pins_path)
     pins_path.parent.mkdir(parents=True, exist_ok=True)
+    source = sources.Source(job["source"], name=job["hub"], revision=job["revision"])
     # Several sources may be staged at once.
     with open(pins_path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        known = sources.read_pins(pins_path)
-        commit = known.setdefault(f"{job['kind']} {job['source']}", commit)
-        write_atomically(pins_path, json.dumps(known, indent=1, sort_keys=True) + "\n")
-    identity = {"artefact": job["kind"], "hub": job["hub"], "commit": commit}
-    return identity | {"subset": job["subset"]} if job["kind"] == "dataset" else identity
+        pins = sources.read_pins(pins_path)
+        name = sources.pin_name(job["kind"], source)
+        if name not in pins:
+            pins[name] = _commit(job, job["revision"])
+            write_atomically(pins_path, json.dumps(pins, indent=1, sort_keys=True) + "\n")
+    if job["kind"] == "dataset":
+        return sources.dataset_identity(source, job["subset"], pins)
+    return sources.model_identity(source, pins, code=job.get("trust_remote_code", False))
+
+
+def _commit(job, revision):
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info if job["kind"] == "model" else HfApi().dataset_info
+    return _asked(job, lambda: info(job["hub"], revision=revision).sha)
 
 
 def _download(job, commit, folder):
     if job["kind"] == "model":
         from huggingface_hub import snapshot_download
 
-        patterns = list(sources.MODEL_FILES)
-        _asked(job, lambda: snapshot_download(job["hub"], revision=commit, allow_patterns=patterns, local_dir=folder))
-        shutil.rmtree(folder / ".cache", ignore_errors=True)
-        # Names what is wrong with a repository that has no safetensors.
-        sources.model_files(folder)
+        code = job.get("trust_remote_code", False)
+        # Patterns match across slashes, and what lies deeper is the same weights in other formats.
+        wanted = {"allow_patterns": sources.model_patterns(code), "ignore_patterns": ["*/*", sources.MISTRAL_WEIGHTS]}
+        cached = _asked(job, lambda: snapshot_download(job["hub"], revision=commit, **wanted))
+        try:
+            files = sources.model_files(cached, code)
+        except UserError as error:
+            raise UserError(str(error).replace(repr(cached), repr(job["source"]))) from None
+        for file in files:
+            _link_or_copy(file.resolve(), folder / file.name)
         return
     from datasets import load_dataset
 
-    splits = _asked(job, lambda: load_dataset(job["hub"], job["subset"], revision=commit))
+    # Asked first, since without the hub load_dataset would take any commit that its cache has.
+    _commit(job, commit)
+    # The prefix: a folder here that happens to be called org/name is not what is meant.
+    splits = _asked(job, lambda: load_dataset(f"hf://datasets/{job['hub']}", job["subset"], revision=commit))
     for name, rows in splits.items():
         rows.to_json(folder / f"{name}.jsonl", lines=True, force_ascii=False)
 
 
+def _link_or_copy(cached, path):
+    """One copy on disk where cache and store share a file system; the cache's files are named by their content."""
+    try:
+        os.link(cached, path)
+    except OSError:
+        shutil.copyfile(cached, path)
+
+
+def _where(job):
+    return f"{job['kind']} {job['name']!r}, {job['source']}"
+
+
 def _asked(job, call):
     """The hub's answer, with its refusals in the user's words."""
-    from huggingface_hub import errors
-
-    where = f"{job['kind']} {job['name']!r}, {job['source']}"
     try:
         return call()
-    except errors.GatedRepoError:
-        raise UserError(f"{where}: gated; accept its terms on the hub, then set HF_TOKEN to a token that may read it") from None
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise UserError(f"{where}: not on the hub, or private (set HF_TOKEN): {str(error).splitlines()[0]}") from None
-    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"{where}: the hub cannot be reached ({error}); run staging on a machine with network") from None
+    except Exception as error:
+        refusal = _refusal(error, job)
+        if refusal is None:
+            raise
+        raise UserError(f"{_where(job)}: {refusal}") from None
+
+
+def _refusal(error, job):
+    """What a failed call to the hub means, or None. The reason may be wrapped several times: `datasets` does so."""
+    from huggingface_hub import errors
+
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
+        chain.append(cause)
+
+    def found(*types):
+        return next((link for link in chain if isinstance(link, types)), None)
+
+    for link in chain:
+        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"no space left for {link.filename or 'it'}; HF_HOME says where the hub's cache is"
+    if found(errors.GatedRepoError):
+        return "gated; accept its terms on the hub, then set HF_TOKEN to a token that may read it"
+    if found(errors.RevisionNotFoundError):
+        return f"the hub has no revision {job['revision'] or 'main'!r} of it"
+    if found(errors.RepositoryNotFoundError):
+        return "not on the hub, or private: set HF_TOKEN to a token that may read it"
+    if answer := found(errors.HfHubHTTPError):
+        if answer.response.status_code in (401, 403):
+            return f"the hub refuses this token (status {answer.response.status_code}): check HF_TOKEN"
+        return f"the hub cannot answer now (status {answer.response.status_code}); try again later"
+    # The client's own connection errors are no OSError.
+    if found(errors.HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError):
+        return f"the hub cannot be reached ({_first_line(error)}); run staging on a machine with network"
+    if found(errors.HFValidationError):
+        return f"not a name on the hub: {_first_line(error)}"
+    if job["kind"] == "dataset" and isinstance(error, ValueError) and "onfig" in str(error):
+        return f"subset: {' '.join(str(error).split()).partition(' Example of usage')[0]}"
+    if type(error).__module__ == "datasets.exceptions":
+        return f"cannot be read as a data set: {_first_line(error)}"
+    return None
+
+
+def _first_line(error):
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -66,6 +66,13 @@ class Store:
     def write_run(self, run):
         write_atomically(self.root / "runs" / f"{run['run_id']}.json", canonical_json(run))
 
+    def read_run(self, run_id):
+        """One run's record, or None."""
+        try:
+            return json.loads((self.root / "runs" / f"{run_id}.json").read_text())
+        except FileNotFoundError:
+            return None
+
     def read_runs(self):
         return {path.stem: json.loads(path.read_text()) for path in sorted((self.root / "runs").glob("*.json"))}
 

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import torch
 
 from quantbench.engine.kernels import describe_layer
+from quantbench.engine_failure import classify_failure
 from quantbench.gemm.timing import Stopwatch
 from quantbench.gemm.weights import make_activations, make_weight, static_input_scales
 
@@ -189,8 +190,10 @@ def _expected_failure(error):
     """(status, reason) of a failure that is a result; raises every other error again."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return "out_of_memory", _one_line(error)
-    refused = isinstance(error, RuntimeError) and REFUSALS.search(str(error))
-    if refused or isinstance(error, NotImplementedError | ValueError):
+    if known := classify_failure(str(error)):
+        return known
+    refused = isinstance(error, RuntimeError | ValueError) and REFUSALS.search(str(error))
+    if refused or isinstance(error, NotImplementedError):
         return "unsupported", _one_line(error)
     raise error
 
