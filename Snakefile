@@ -13,6 +13,7 @@ include: "workflow/rules/common.smk"
 rule all:
     default_target: True
     input:
+        pointers(),
         report_files(),
 
 
@@ -53,9 +54,11 @@ rule measurements:
 
 rule tables:
     input:
+        pointers(),
         table_files(),
 
 
 rule report:
     input:
+        pointers(),
         report_files(),

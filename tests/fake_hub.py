@@ -132,7 +132,9 @@ class Handler(BaseHTTPRequestHandler):
                 fields = json.loads(body)
             wanted = fields.get("paths", [])
             found = [entry for entry in entries if entry["path"] in wanted]
-            return found + [{"type": "directory", "path": p, "oid": "0" * 40, "size": 0} for p in folders if p in wanted]
+            return found + [
+                {"type": "directory", "path": p, "oid": "0" * 40, "size": 0} for p in folders if p in wanted
+            ]
         siblings = [{"rfilename": path} for path in files]
         return {"id": name, "sha": digits, "siblings": siblings, "private": repository.private, "gated": repository.gated,
                 "tags": [], "downloads": 0, "likes": 0, "disabled": False}  # fmt: skip

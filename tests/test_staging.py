@@ -12,7 +12,6 @@ import pytest
 import yaml
 from fake_hub import FakeHub
 from quantbench.errors import UserError
-from quantbench.keys import canonical_json
 from quantbench.sources import MODEL_FILES, RESOURCES, pin_name
 from quantbench.staging import stage
 from quantbench.store import Store
@@ -165,7 +164,7 @@ def test_a_gated_model_asks_for_a_token_and_keeps_it_to_itself(tmp_path, hub, st
 
     process = staged(HF_TOKEN=hub.token)
     assert process.returncode == 0, process.stderr
-    assert (f"Bearer {hub.token}") in {authorization for _, _, authorization in hub.requests}
+    assert f"Bearer {hub.token}" in {authorization for _, _, authorization in hub.requests}
     assert hub.token not in process.stdout + process.stderr
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or hub.token.encode() not in path.read_bytes(), path
@@ -256,8 +255,11 @@ def test_a_gated_data_set_asks_for_a_token(hub, staged):
 def test_an_unreachable_hub_is_not_replaced_by_what_its_cache_has(tmp_path, hub, staged):
     hub.dataset("org/small").commit({"test.jsonl": b'{"text": "old"}\n'})
     assert staged("dataset").returncode == 0
+    # Left to itself, load_dataset falls back to the commit that it has seen before.
+    later = hub.dataset("org/small").commit({"README.md": b"nothing here"})
+    other = {"artefact": "dataset", "hub": "org/small", "commit": later, "subset": None}
+    assert "cannot be read as a data set" in refusal(staged("dataset", identity=other))
     hub.failing = 503
-    other = {"artefact": "dataset", "hub": "org/small", "commit": "b" * 40, "subset": None}
     assert "status 503" in refusal(staged("dataset", identity=other))
 
 
@@ -356,7 +358,10 @@ def test_snakemake_stages_from_the_hub_and_is_offline_ever_after(tmp_path, hub, 
 
     process = snakemake("staging")
     assert process.returncode == 0, process.stderr[-3000:]
-    assert set(json.loads((tree / "config/pins.json").read_text())) == {"model hf://org/small", "dataset hf://openai/gsm8k"}
+    assert set(json.loads((tree / "config/pins.json").read_text())) == {
+        "model hf://org/small",
+        "dataset hf://openai/gsm8k",
+    }
 
     # The hub moves on and then goes away; every job is known, since the commits are pinned and the config is in the store.
     hub.model("org/small").commit({"config.json": b"{}"})

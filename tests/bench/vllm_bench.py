@@ -40,7 +40,7 @@ class VllmBench:
         return getattr(self, f"_{stage}")(params, name)
 
     def _latency(self, params, name):
-        result, wall_s = self._bench(
+        result, wall_s = self._engine(
             "latency",
             name,
             f"--input-len={params['input_tokens']}",
@@ -54,7 +54,7 @@ class VllmBench:
 
     def _throughput(self, params, name):
         # With this data set --input-len and --output-len say nothing. The command times one batch and has no repeats.
-        result, wall_s = self._bench(
+        result, wall_s = self._engine(
             "throughput",
             name,
             "--dataset-name=random",
@@ -82,36 +82,33 @@ class VllmBench:
 
     def _serve(self, params, name, url, trace):
         timed = params["load"] == "rate"
-        return self._run(
-            "serve",
-            name,
-            f"--save-detailed --save-result --result-dir={self.logs} --result-filename={name}.json".split(),
-            [
-                f"--model={self.model}",
-                f"--base-url={url}",
-                "--backend=openai",
-                "--dataset-name=timed_trace",
-                f"--dataset-path={trace}",
-                f"--timed-trace-chunk-hash-size={params['input_tokens']}",
-                "--self-timed" if timed else "--no-self-timed",
-                *([] if timed else [f"--max-concurrency={params['concurrency']}"]),
-                f"--num-prompts={params['requests']}",
-                f"--num-warmups={warm_up_requests(params)}",
-                "--temperature=0",
-                "--disable-tqdm",
-            ],
-        )
+        arguments = [
+            f"--base-url={url}",
+            "--backend=openai",
+            "--dataset-name=timed_trace",
+            f"--dataset-path={trace}",
+            f"--timed-trace-chunk-hash-size={params['input_tokens']}",
+            "--self-timed" if timed else "--no-self-timed",
+            *([] if timed else [f"--max-concurrency={params['concurrency']}"]),
+            f"--num-prompts={params['requests']}",
+            f"--num-warmups={warm_up_requests(params)}",
+            "--temperature=0",
+            "--disable-tqdm",
+            "--save-result",
+            "--save-detailed",
+            f"--result-dir={self.logs}",
+            f"--result-filename={name}.json",
+        ]
+        return self._run("serve", name, arguments)
 
-    def _bench(self, kind, name, *arguments):
-        return self._run(
-            kind, name, [f"--output-json={self.logs / name}.json"], [f"--model={self.model}", *arguments, *self.engine_args]
-        )
+    def _engine(self, kind, name, *arguments):
+        return self._run(kind, name, [*arguments, *self.engine_args, f"--output-json={self.logs / name}.json"])
 
-    def _run(self, kind, name, output, arguments):
+    def _run(self, kind, name, arguments):
         """(what the command wrote as JSON, its wall seconds)"""
         log, began = self.logs / f"{name}.log", time.monotonic()
         with open(log, "wb") as file:
-            command = [*self.command, "bench", kind, *arguments, *output]
+            command = [*self.command, "bench", kind, f"--model={self.model}", *arguments]
             status = subprocess.run(command, env=self.environment, stdout=file, stderr=subprocess.STDOUT).returncode
         wall_s = time.monotonic() - began
         if status:

@@ -9,6 +9,7 @@ SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from quantbench.errors import UserError
+from quantbench.manifest import unstaged_message
 from quantbench.tables import SCHEMA as TABLES
 from quantbench.workflow import Workflow
 
@@ -16,6 +17,9 @@ try:
     STUDY = Workflow(config)
 except UserError as error:
     raise WorkflowError(str(error))
+
+if workflow.is_main_process:
+    STUDY.forget_pointers()
 
 
 wildcard_constraints:
@@ -30,11 +34,6 @@ def job(name):
     return lambda wildcards: STUDY.job_text(name, **wildcards)
 
 
-def lost(name):
-    """A mark that differs when a pointer is older than the loss of what it points to, so that the job runs again."""
-    return lambda wildcards: STUDY.lost(name, **wildcards)
-
-
 def needs(name):
     """Pointers that the jobs of a rule wait for: checkpoints that the store lacks. What is stored is read from there."""
     return lambda wildcards: STUDY.needs(name, **wildcards)
@@ -42,7 +41,12 @@ def needs(name):
 
 def pointers(*names):
     """Pointers of the jobs for which the store lacks something; of all rules where none is named."""
-    return STUDY.pointers(*names) if STUDY.planned else []
+    return STUDY.pointers(*names) if STUDY.planned else refuse_unstaged
+
+
+def refuse_unstaged(wildcards=None):
+    """Input function of what cannot be planned yet: nothing runs, and the message says what to do."""
+    raise WorkflowError(unstaged_message(STUDY.study))
 
 
 def python(environment):

@@ -7,9 +7,9 @@ makes   results/{study}/engine/{gpu}/{model}/{scheme}.json; the points go to the
 
 rule measure_engine:
     input:
-        ancient(needs("measure_engine")),
+        needs("measure_engine"),
         engine_ready,
-        manifest=ancient(f"results/{STUDY.study.name}/manifest.json"),
+        manifest=f"results/{STUDY.study.name}/manifest.json",
     output:
         STUDY.pattern("measure_engine"),
     log:
@@ -18,7 +18,6 @@ rule measure_engine:
     threads: workflow.cores
     params:
         job=job("measure_engine"),
-        lost=lost("measure_engine"),
         python=engine_python,
     shell:
         "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/measure_engine.py"

@@ -8,7 +8,7 @@ makes   results/{study}/kernels/{gpu}.json; the points go to the store
 rule measure_gemm:
     input:
         engine_ready,
-        manifest=ancient(f"results/{STUDY.study.name}/manifest.json"),
+        manifest=f"results/{STUDY.study.name}/manifest.json",
     output:
         STUDY.pattern("measure_gemm"),
     log:
@@ -17,7 +17,6 @@ rule measure_gemm:
     threads: workflow.cores
     params:
         job=job("measure_gemm"),
-        lost=lost("measure_gemm"),
         python=engine_python,
     shell:
         "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/measure_gemm.py"

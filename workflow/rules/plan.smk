@@ -20,6 +20,8 @@ rule list_points:
 
 
 rule plan:
+    input:
+        [] if STUDY.planned else refuse_unstaged,
     params:
         config=STUDY.config_text(),
     shell:

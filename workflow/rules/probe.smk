@@ -16,7 +16,6 @@ rule probe_gpu:
     threads: workflow.cores
     params:
         job=job("probe_gpu"),
-        lost=lost("probe_gpu"),
         python=engine_python,
     shell:
         "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/probe_gpu.py"

@@ -7,7 +7,7 @@ makes   results/{study}/checkpoints/{model}/{scheme}.json, which points into the
 
 rule quantize_model:
     input:
-        ancient(needs("quantize_model")),
+        needs("quantize_model"),
         ancient(f"{STUDY.environment(STUDY.quantize_environment)}/ready"),
     output:
         STUDY.pattern("quantize_model"),
@@ -16,7 +16,6 @@ rule quantize_model:
     threads: 1
     params:
         job=job("quantize_model"),
-        lost=lost("quantize_model"),
         python=python(STUDY.quantize_environment),
     shell:
         "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/quantize_model.py"

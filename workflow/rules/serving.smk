@@ -7,9 +7,9 @@ makes   results/{study}/serving/{gpu}/{model}/{scheme}.json; the points go to th
 
 rule measure_serving:
     input:
-        ancient(needs("measure_serving")),
+        needs("measure_serving"),
         engine_ready,
-        manifest=ancient(f"results/{STUDY.study.name}/manifest.json"),
+        manifest=f"results/{STUDY.study.name}/manifest.json",
     output:
         STUDY.pattern("measure_serving"),
     log:
@@ -18,7 +18,6 @@ rule measure_serving:
     threads: workflow.cores
     params:
         job=job("measure_serving"),
-        lost=lost("measure_serving"),
         python=engine_python,
     shell:
         "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/measure_serving.py"

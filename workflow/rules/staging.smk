@@ -18,7 +18,6 @@ rule stage_model:
         "results/{study}/logs/stage_model/{model}.log",
     params:
         job=job("stage_model"),
-        lost=lost("stage_model"),
     shell:
         "QUANTBENCH_CONSOLE=3 {STAGING_PYTHON:q} {SCRIPTS}/stage.py --job={params.job:q} --store={STUDY.store.root:q} --output={output:q}"
         " 3>&2 > {log:q} 2>&1"
@@ -33,7 +32,6 @@ rule stage_dataset:
         "results/{study}/logs/stage_dataset/{dataset}.log",
     params:
         job=job("stage_dataset"),
-        lost=lost("stage_dataset"),
     shell:
         "QUANTBENCH_CONSOLE=3 {STAGING_PYTHON:q} {SCRIPTS}/stage.py --job={params.job:q} --store={STUDY.store.root:q} --output={output:q}"
         " 3>&2 > {log:q} 2>&1"

@@ -12,9 +12,9 @@ from pathlib import Path
 from quantbench.engine.settings import engine_environment
 from quantbench.engine_failure import classify_failure
 from quantbench.gpus import check_device
-from quantbench.kernel_verdict import refusal
+from quantbench.kernel_verdict import known_failure, refusal
 from quantbench.keys import canonical_json
-from quantbench.points import check_versions, missing_points
+from quantbench.points import check_versions, expand, missing_points
 from quantbench.progress import Progress
 from quantbench.provenance import finish, new_run
 from quantbench.store import Store, write_atomically
@@ -34,7 +34,13 @@ def main(argv=None):
         progress = Progress(
             f"engine {job['gpu']} {job['model']}/{job['scheme']}", len(points), arguments.manifest, store
         )
-        measure(job, points, store, progress)
+        load = store.read_point(next(point["key"] for point in expand(job) if point["stage"] == "load"))
+        if failure := known_failure(load, job["expects"], job["engine_args"]["dtype"]):
+            for point in points:
+                store.write_failure(point["identity"], failure, load["run_id"])
+                progress.step()
+        else:
+            measure(job, points, store, progress)
     write_atomically(arguments.output, canonical_json({"measured": [point["key"] for point in points]}))
 
 
@@ -59,7 +65,7 @@ def measure(job, points, store, progress):
     session, failure = start(job)
     if failure:
         for point in points:
-            keep(point, *failure[:1], [], failure[1])
+            keep(point, failure[0], [], failure[1])
         store.write_run(finish(run))
         return
     run["engine_start_s"], run["kernels"] = session.start_s, session.kernels
@@ -73,7 +79,17 @@ def measure(job, points, store, progress):
             keep(point, "invalid", [], wrong)
             continue
         started = time.perf_counter()
-        rows = getattr(measurers, point["stage"])(point["params"])
+        try:
+            rows = getattr(measurers, point["stage"])(point["params"])
+        except Exception as error:
+            # Refused for this point alone: the engine lives and the rest goes on.
+            if failure := classify_failure(str(error)):
+                keep(point, failure[0], [], failure[1])
+                continue
+            # An engine in a process of its own died, and its log says why: the point is a result, a new run does the rest.
+            if failure := classify_failure(log_tail()):
+                keep(point, failure[0], [], failure[1])
+            raise
         keep(point, "ok", rows, measured_s=time.perf_counter() - started)
     store.write_run(finish(run))
 

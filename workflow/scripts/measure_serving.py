@@ -14,7 +14,7 @@ from pathlib import Path
 from quantbench.console import say
 from quantbench.engine.server import SERVED_NAME, EngineFailed, ServerDied, start_server
 from quantbench.gpus import check_device
-from quantbench.kernel_verdict import refusal
+from quantbench.kernel_verdict import known_failure, refusal
 from quantbench.keys import canonical_json, key
 from quantbench.load import read_token_ids
 from quantbench.points import check_versions, expand, missing_points
@@ -34,10 +34,9 @@ def main(argv=None):
         label = f"serving {job['gpu']} {job['model']}/{job['scheme']}"
         progress = Progress(label, len(missing), manifest=options.manifest, store=store)
         load = store.read_point(key(job["load_point"])) if job.get("load_point") else None
-        status, reason = known_failure(job, load)
-        if status:
+        if failure := known_failure(load, job["expects"], job["engine_args"]["dtype"]):
             for point in missing:
-                store.write_point(point["identity"], status=status, reason=reason, rows=[], run_id=load["run_id"])
+                store.write_failure(point["identity"], failure, load["run_id"])
                 progress.step()
         else:
             failed = measure(job, missing, store, progress, server_log(options.output))
@@ -46,16 +45,6 @@ def main(argv=None):
                 return 1
     write_atomically(options.output, canonical_json({"points": sorted(point["key"] for point in expand(job))}))
     return 0
-
-
-def known_failure(job, load):
-    """(status, reason) that the engine's own start already decided for serving, or (None, None)."""
-    if load is None:
-        return None, None
-    if load["status"] != "ok":
-        return load["status"], load["reason"]
-    reason = refusal(job["expects"], load["rows"][0]["kernels"], job["engine_args"]["dtype"])
-    return ("invalid", reason) if reason else (None, None)
 
 
 def measure(job, missing, store, progress, log):

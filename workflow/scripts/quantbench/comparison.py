@@ -6,6 +6,7 @@ Tables are polars frames or lists of dicts with the columns of table_schema.py. 
 import math
 
 from quantbench import statistics
+from quantbench.kernel_verdict import FLOATS
 
 # Below this many requests the p99 is, in effect, the slowest request.
 P99_REQUESTS = 100
@@ -37,10 +38,13 @@ def verdict_words(estimate, low, high, *, neutral, show, needs="more repeats"):
 def accuracy_words(difference, low, high, p, needed, alpha=0.05):
     """The verdict on a paired accuracy difference: the adjusted p decides, the interval must agree with it.
 
-    `needed` is how many questions would show a difference of this size; None where even that cannot be said.
+    `needed` is how many questions would show a difference of this size; None where even that cannot be said. Where the
+    interval leaves zero out and the adjusted p does not, the scheme alone would look different, among so many not.
     """
-    if low is None or (p >= alpha and not low <= 0 <= high):
+    if low is None:
         return f"cannot tell (needs {needed or 'more'} questions)"
+    if p >= alpha and not low <= 0 <= high:
+        return f"cannot tell: among so many schemes it may be chance; about {needed or 'more'} questions would tell"
     if p >= alpha:
         return NO_DIFFERENCE
     return f"{'better' if difference > 0 else 'worse'} by {abs(100 * difference):.1f} points"
@@ -58,9 +62,11 @@ def summarize(tables, baseline, confidence=0.95, power=0.8):
     status        ok when anything of it was measured, else the status of its points, or "not measured"; and `reason`
     failures      [{"table", "status", "reason"}]: points of an ok variant that were not
     verdict       as_promised, computes_other, unquantized (the worst of its layers), or None; `computes`, `expected`
+                  of the layers that earned it; as promised: of those that the scheme quantizes
     speed         [{"metric", "batch_size" or ("load", "level"), "input_tokens", "output_tokens", "gain", "low", "high",
                   "words", "caveat"}]; gain is how many times faster than the baseline, metric throughput, latency,
                   e2e_p50 or e2e_p99
+    batches       the same, without caveat, for throughput and latency at every batch that both ran
     accuracy      [{"task", "dataset", "shots", "filter", "decides", "n", "share", "low", "high"}]; where the baseline
                   was asked the same questions also {"pairs", "baseline_share", "difference", "difference_low",
                   "difference_high", "lost", "won", "p", "p_holm", "smallest_detectable", "power", "questions_needed",
@@ -81,7 +87,8 @@ def summarize(tables, baseline, confidence=0.95, power=0.8):
         is_baseline = scheme == baseline
         entry = {"gpu": gpu, "model": model, "scheme": scheme, "is_baseline": is_baseline, "confidence": confidence}
         entry |= _status(rows) | _kernels(rows.get("kernels", []))
-        entry["speed"] = [] if is_baseline else _batches(base, rows, confidence) + _loads(base, rows, confidence)
+        entry["batches"] = [] if is_baseline else _batches(base, rows, confidence)
+        entry["speed"] = _ends(base, rows, entry["batches"]) + ([] if is_baseline else _loads(base, rows, confidence))
         entry["accuracy"] = _accuracy(None if is_baseline else base, rows, confidence, power)
         entry["perplexity"] = _perplexity(base, rows, confidence, is_baseline)
         entry["size"] = _size(sizes.get((model, baseline)), sizes.get((model, scheme)))
@@ -117,12 +124,19 @@ def _status(rows):
 
 
 def _kernels(rows):
-    worst = {"verdict": None, "computes": None, "expected": None}
-    for verdict in ("as_promised", "computes_other", "unquantized"):
-        for row in rows:
-            if row["status"] == "ok" and row["verdict"] == verdict:
-                worst = {name: row[name] for name in worst}
-    return worst
+    """The worst verdict of any layer. As promised is told by the layers that the scheme quantizes, if there are any."""
+    names = ("verdict", "computes", "expected")
+    ran = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: row["expected"] in FLOATS)
+    for verdict in ("unquantized", "computes_other"):
+        for row in ran:
+            if row["verdict"] == verdict:
+                return {name: row[name] for name in names}
+    quantized = [row for row in ran if row["expected"] not in FLOATS] or ran
+    if not quantized:
+        return dict.fromkeys(names)
+    # A layer whose kernel is not known leaves the whole scheme without a verdict.
+    unknown = next((row for row in quantized if row["verdict"] is None), quantized[0])
+    return {name: unknown[name] for name in names}
 
 
 def _grouped(rows, *columns):
@@ -136,25 +150,30 @@ def _grouped(rows, *columns):
 
 
 def _batches(base, rows, confidence):
-    """Throughput at the largest batch that both ran, latency at the smallest and the largest."""
+    """Throughput and latency at every batch that both ran."""
     found = []
     for metric in ("throughput", "latency"):
-        lengths = ("input_tokens", "output_tokens")
-        baseline = _grouped(_ok(base, metric), *lengths)
-        for length, mine in _grouped(_ok(rows, metric), *lengths).items():
-            theirs = _grouped(baseline.get(length, []), "batch_size")
-            mine = _grouped(mine, "batch_size")
-            shared = sorted(set(mine) & set(theirs))
-            asked = [
-                row["batch_size"] for row in base.get(metric, []) + rows[metric] if row.get("batch_size") is not None
-            ]
-            for batch in dict.fromkeys(shared[-1:] if metric == "throughput" else shared[:1] + shared[-1:]):
-                times = [[row["elapsed_s"] for row in group[batch]] for group in (theirs, mine)]
-                caveat = None
-                if batch == shared[-1] and batch[0] < max(asked):
-                    caveat = f"batch {batch[0]} is the largest that both ran, of {max(asked)} asked"
-                where = {"batch_size": batch[0], **dict(zip(lengths, length, strict=True))}
-                found.append({"metric": metric, **where, **_gain(*times, 0.5, confidence), "caveat": caveat})
+        where = ("batch_size", "input_tokens", "output_tokens")
+        baseline = _grouped(_ok(base, metric), *where)
+        for point, mine in _grouped(_ok(rows, metric), *where).items():
+            if point in baseline:
+                times = [[row["elapsed_s"] for row in group] for group in (baseline[point], mine)]
+                found.append({"metric": metric, **dict(zip(where, point, strict=True)), **_gain(*times, 0.5, confidence)})
+    return found
+
+
+def _ends(base, rows, batches):
+    """Of `_batches`: throughput at the largest batch of each length, latency at the smallest and the largest."""
+    found = []
+    for (metric, *_), shared in _grouped(batches, "metric", "input_tokens", "output_tokens").items():
+        shared = sorted(shared, key=lambda speed: speed["batch_size"])
+        asked = [row["batch_size"] for row in base[metric] + rows[metric] if row.get("batch_size") is not None]
+        ends = shared[-1:] if metric == "throughput" or len(shared) == 1 else [shared[0], shared[-1]]
+        for speed in ends:
+            caveat = None
+            if speed is shared[-1] and speed["batch_size"] < max(asked):
+                caveat = f"batch {speed['batch_size']} is the largest that both ran, of {max(asked)} asked"
+            found.append(speed | {"caveat": caveat})
     return found
 
 

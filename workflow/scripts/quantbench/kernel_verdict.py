@@ -90,3 +90,16 @@ def refusal(expects, kernels, dtype):
         return None
     ran = ", ".join(sorted({entry["kernel"] for entry in kernels if entry["layer_kind"] in wrong}))
     return f"silently ran unquantized: {', '.join(wrong)} took {ran} instead of computing {expects['computes']}"
+
+
+def known_failure(load, expects, dtype):
+    """(status, reason) that a variant's stored `load` point decides for its other points, without an engine; else None.
+
+    load  the store's record of the `load` point, or None
+    """
+    if load is None:
+        return None
+    if load["status"] != "ok":
+        return load["status"], load["reason"]
+    reason = refusal(expects, load["rows"][0]["kernels"], dtype)
+    return ("invalid", reason) if reason else None

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from quantbench import sources
@@ -109,12 +110,15 @@ def _download(job, commit, folder):
         return
     from datasets import load_dataset
 
-    # Asked first, since without the hub load_dataset would take any commit that its cache has.
+    # Tells whether it is there at all; load_dataset's own words for that are worse.
     _commit(job, commit)
-    # The prefix: a folder here that happens to be called org/name is not what is meant.
-    splits = _asked(job, lambda: load_dataset(f"hf://datasets/{job['hub']}", job["subset"], revision=commit))
-    for name, rows in splits.items():
-        rows.to_json(folder / f"{name}.jsonl", lines=True, force_ascii=False)
+    # The prefix: a folder here that happens to be called org/name is not what is meant. A cache of its own: where anything
+    # goes wrong, load_dataset would take whatever commit of this data set its cache has.
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as cache:
+        source = {"path": f"hf://datasets/{job['hub']}", "name": job["subset"], "revision": commit, "cache_dir": cache}
+        splits = _asked(job, lambda: load_dataset(**source))
+        for name, rows in splits.items():
+            rows.to_json(folder / f"{name}.jsonl", lines=True, force_ascii=False)
 
 
 def _link_or_copy(cached, path):
@@ -154,7 +158,8 @@ def _refusal(error, job):
     for link in chain:
         if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"no space left for {link.filename or 'it'}; HF_HOME says where the hub's cache is"
-    if found(errors.GatedRepoError):
+    # `datasets` keeps only the words.
+    if found(errors.GatedRepoError) or "is a gated dataset" in str(error):
         return "gated; accept its terms on the hub, then set HF_TOKEN to a token that may read it"
     if found(errors.RevisionNotFoundError):
         return f"the hub has no revision {job['revision'] or 'main'!r} of it"
@@ -171,7 +176,7 @@ def _refusal(error, job):
         return f"not a name on the hub: {_first_line(error)}"
     if job["kind"] == "dataset" and isinstance(error, ValueError) and "onfig" in str(error):
         return f"subset: {' '.join(str(error).split()).partition(' Example of usage')[0]}"
-    if type(error).__module__ == "datasets.exceptions":
+    if type(error).__module__.startswith("datasets."):
         return f"cannot be read as a data set: {_first_line(error)}"
     return None
 

@@ -61,6 +61,10 @@ class Store:
         record["measured_s"] = measured_s
         write_atomically(self.point_path(key(identity)), canonical_json(record))
 
+    def write_failure(self, identity, failure, run_id):
+        """Keep a point that another run's (status, reason) decides."""
+        self.write_point(identity, status=failure[0], reason=failure[1], rows=[], run_id=run_id)
+
     # --- runs -------------------------------------------------------------------------------------------------------
 
     def write_run(self, run):

@@ -1,7 +1,7 @@
 """What the rules ask: which jobs there are, what they wait for, and where their pointers lie.
 
-A job exists only while the store lacks something that it makes. Its output is a small pointer below results/<study>/;
-the job's own text decides whether a pointer is stale, the store decides whether the job is needed at all.
+A job exists only while the store lacks something that it makes. Its output is a small pointer below results/<study>/,
+which is removed as soon as the store lacks something again: the store alone decides what runs.
 """
 
 from pathlib import Path
@@ -106,11 +106,16 @@ class Workflow:
     def job_text(self, name, **wildcards):
         return jobs.text(self.jobs[name][self._target(name, wildcards)])
 
-    def lost(self, name, **wildcards):
-        """The modification time of a pointer whose entries the store has lost since; None as long as all is well."""
-        target = self._target(name, wildcards)
-        pointer = Path(self.pointer(name, target))
-        return pointer.stat().st_mtime_ns if pointer.exists() and self.missing(name, target) else None
+    def forget_pointers(self):
+        """Remove the pointers of jobs that have work, so that each of them runs.
+
+        Snakemake alone would not see it: it never looks at the params of a job below one that has to run, nor at those
+        of a pointer that it has no record of.
+        """
+        for name, found in self.jobs.items():
+            for target in found:
+                if self.missing(name, target):
+                    Path(self.pointer(name, target)).unlink(missing_ok=True)
 
     def needs(self, name, **wildcards):
         """Pointers of what a job uses and the store lacks."""

@@ -1,0 +1,244 @@
+"""quantbench against one `vllm bench` command per point: the same plan, model, engine arguments and environment.
+
+    make bench            or: python tests/bench/run.py [--smoke]
+
+One study is measured twice, by `snakemake measurements` with a store of its own, and by `vllm bench latency`,
+`throughput` and `serve` (vllm_bench.py). Every other command of theirs runs before ours and the rest after it, so a
+machine that becomes slower or busier favours neither side. Prints a table and writes reports/bench.json. Nothing is
+asserted about time; the exit status is 1 when a command or a point fails.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "workflow" / "scripts"))
+
+from padded_model import pad_model
+from quantbench.manifest import build_manifest, engine_arguments
+from quantbench.statistics import median_ci
+from quantbench.store import write_atomically
+from quantbench.study import ROOT, load_study
+from quantbench.supervise import supervised
+from vllm_bench import VllmBench
+
+PLAN = Path(__file__).with_name("plan.yaml")
+OUTPUT, LOGS = ROOT / "reports" / "bench.json", ROOT / "results" / "bench-logs"
+# What a study needs of a checkout; the environments are linked.
+CHECKOUT = ("Snakefile", "workflow", "config", "envs", "profiles", "resources")
+STAGES = ("latency", "throughput", "serving")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="one point of each kind, to see that the benchmark works")
+    smoke = parser.parse_args(argv).smoke
+    os.chdir(ROOT)
+    python = engine_python()
+    shutil.rmtree(LOGS, ignore_errors=True)
+    LOGS.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(prefix="quantbench-bench-") as folder:
+        result = compare(Path(folder), python, smoke)
+    write_atomically(OUTPUT, json.dumps(result, indent=2))
+    print("\n".join(["", *report(result), "", f"all values: {OUTPUT.relative_to(ROOT)}"]))
+
+
+def engine_python():
+    """The engine environment's interpreter, built if need be: on neither side's account."""
+    command = [sys.executable, "workflow/scripts/build_env.py", "envs/engine-cpu.txt"]
+    return ROOT / subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() / "bin/python"
+
+
+def compare(folder, python, smoke):
+    """Measure the plan on both sides; `folder` takes the model, the store and a copy of the checkout."""
+    model = folder / "model"
+    pad_model(ROOT / "resources" / "tiny" / "model", model)
+    config = plan(model, folder / "store", smoke)
+    study = load_study(config)
+    points = [point for point in build_manifest(study)["points"] if point["stage"] in STAGES]
+    (gpu,), (name,), (scheme,) = study.gpus.values(), study.models, study.schemes
+    theirs = VllmBench(python, model, engine_arguments(study, name, scheme), gpu, LOGS)
+    load_before = os.getloadavg()[0]
+    measured = {}
+
+    def run_theirs(some):
+        for point in some:
+            label = describe(point["stage"], point["identity"]["params"])
+            print(f"vllm bench: {label}", file=sys.stderr, flush=True)
+            began = time.monotonic()
+            found = theirs.measure(
+                point["stage"], point["identity"]["params"], label.replace(" ", "-").replace("/", "")
+            )
+            measured[point["key"]] = found | {"total_s": time.monotonic() - began}
+
+    run_theirs(points[0::2])
+    print("quantbench: snakemake measurements", file=sys.stderr, flush=True)
+    ours_s = run_study(config, folder / "checkout")
+    run_theirs(points[1::2])
+
+    rows = []
+    for point in points:
+        stored = study.store.read_point(point["key"])
+        if stored is None or stored["status"] != "ok":
+            raise RuntimeError(f"quantbench did not measure {point['identity']['params']}: {stored}")
+        values = our_values(point["stage"], stored["rows"])
+        for metric, theirs_values in measured[point["key"]]["values"].items():
+            label = f"{describe(point['stage'], point['identity']['params'])}: {metric}"
+            rows.append({"point": label, **agreement(values[metric], theirs_values)})
+    runs = list(study.store.read_runs().values())
+    walls = Counter()
+    for found in measured.values():
+        walls.update(found["wall_s"])
+    return {
+        "rows": rows,
+        "points": len(points),
+        "serving_points": sum(point["stage"] == "serving" for point in points),
+        "engine_starts": {"ours": sum(run["engine_starts"] for run in runs), "theirs": len(points)},
+        "ours_s": ours_s,
+        "ours_parts_s": {run["stage"]: run_seconds(run) for run in runs},
+        "ours_loads_s": sum(run["measured_s"] for run in runs if run["stage"].startswith("measure_")),
+        "theirs_s": sum(found["total_s"] for found in measured.values()),
+        "theirs_parts_s": walls,
+        "load_average": {"before": load_before, "after": os.getloadavg()[0]},
+        "cores": len(os.sched_getaffinity(0)),
+        "versions": runs[0]["versions"],
+    }
+
+
+def plan(model, store, smoke):
+    config = yaml.safe_load(PLAN.read_text())
+    config["store"], config["models"][0]["source"] = str(store), str(model)
+    if smoke:
+        for stage in STAGES:
+            config[stage] = {k: v[:1] if isinstance(v, list) else v for k, v in config[stage].items()}
+    return config
+
+
+def run_study(config, checkout):
+    """Wall seconds of `snakemake measurements` in a copy of the checkout, from its start to its end."""
+    checkout.mkdir()
+    for name in CHECKOUT:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, checkout / name, ignore=shutil.ignore_patterns("__pycache__", "pins.json"))
+        else:
+            shutil.copy(source, checkout)
+    (checkout / ".venvs").symlink_to(ROOT / ".venvs")
+    (checkout / "study.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "snakemake", "measurements", "--configfile", "study.yaml"]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    log, began = LOGS / "snakemake.log", time.monotonic()
+    with open(log, "wb") as file:
+        status = subprocess.run(
+            command, cwd=checkout, env=environment, stdout=file, stderr=subprocess.STDOUT
+        ).returncode
+    wall_s = time.monotonic() - began
+    shutil.copytree(checkout / "results", LOGS / "results", dirs_exist_ok=True)
+    if status:
+        raise RuntimeError(f"snakemake ended with status {status}, see {log}")
+    return wall_s
+
+
+def our_values(stage, rows):
+    """{metric: [seconds]} of a stored point, counted as `vllm bench` counts: a request from when it was sent."""
+    if stage == "latency":
+        return {"latency": [row["elapsed_s"] for row in rows]}
+    if stage == "throughput":
+        return {"elapsed": [row["elapsed_s"] for row in rows]}
+    return {
+        "first token": [row["first_token_s"] - row["sent_s"] for row in rows],
+        "latency": [row["finished_s"] - row["sent_s"] for row in rows],
+    }
+
+
+def agreement(ours, theirs):
+    """Medians with intervals, and whether the intervals meet; a single value of theirs has to lie among ours."""
+    (median, low, high), (their_median, their_low, their_high) = median_ci(ours), median_ci(theirs)
+    (low_1, high_1), (low_2, high_2) = (low, high), (their_low, their_high)
+    if their_low is None:
+        low_1, high_1, low_2, high_2 = min(ours), max(ours), their_median, their_median
+    return {
+        "ours": [median, low, high],
+        "theirs": [their_median, their_low, their_high],
+        "difference": median / their_median - 1,
+        "agree": max(low_1, low_2) <= min(high_1, high_2),
+        "values": {"ours": ours, "theirs": theirs},
+    }
+
+
+def describe(stage, params):
+    size = f"{params['input_tokens']}/{params['output_tokens']}"
+    if stage == "serving":
+        load = f"{params['rate_per_s']:g} per s" if params["load"] == "rate" else f"concurrency {params['concurrency']}"
+        return f"serving {load}, {size}"
+    return f"{stage} batch {params['batch_size']}, {size}"
+
+
+def run_seconds(run):
+    started, ended = (datetime.fromisoformat(run[name]) for name in ("started_at", "ended_at"))
+    return (ended - started).total_seconds()
+
+
+def report(result):
+    """Lines of the table and of the sums below it."""
+    rows = result["rows"]
+    width = max(len(row["point"]) for row in rows)
+    lines = [
+        f"{'point (tokens in/out)':{width}}  {'quantbench, ms':>22}  {'vllm bench, ms':>22}  difference  intervals"
+    ]
+    for row in rows:
+        verdict = "meet" if row["agree"] else "APART"
+        if row["theirs"][1] is None:
+            verdict = "one value, among ours" if row["agree"] else "one value, NOT among ours"
+        lines.append(
+            f"{row['point']:{width}}  {interval(row['ours']):>22}  {interval(row['theirs']):>22}"
+            f"  {row['difference']:+10.1%}  {verdict}"
+        )
+    agreeing = sum(row["agree"] for row in rows)
+    ours_s, theirs_s, parts = result["ours_s"], result["theirs_s"], result["theirs_parts_s"]
+    # Had they kept one server for all serving points, each further start would be saved.
+    servers = max(result["serving_points"], 1)
+    shared_s = theirs_s - parts.get("servers", 0) * (servers - 1) / servers
+    own = result["ours_parts_s"]
+    rest_s = ours_s - sum(own.values())
+    loads = result["load_average"]
+    return [
+        *lines,
+        "",
+        f"medians agree: {agreeing} of {len(rows)}; engine starts for {result['points']} points:"
+        f" quantbench {result['engine_starts']['ours']}, vllm bench {result['engine_starts']['theirs']}",
+        f"quantbench: {ours_s:.0f} s, one `snakemake measurements` from a bare store: {parted(own)},"
+        f" Snakemake, staging and imports {rest_s:.0f} s; the points themselves took {result['ours_loads_s']:.0f} s of it",
+        f"vllm bench: {theirs_s:.0f} s, one command per point: {parted(parts)}"
+        " (servers: a `vllm serve` started and stopped for each serving point)",
+        f"ratio: {theirs_s / ours_s:.1f}; had vllm bench kept one server for all its serving points: {shared_s:.0f} s,"
+        f" ratio {shared_s / ours_s:.1f}",
+        f"{result['cores']} cores, load average {loads['before']:.1f} before and {loads['after']:.1f} after",
+        "Both: the same checkpoint, engine arguments, environment, lengths, batch sizes, repeats, request counts, arrival"
+        " times, warm-up; the offline engine in one process. A request counts from when it was sent.",
+        "Not the same: `vllm bench latency` and `throughput` sample at temperature 1, quantbench takes the likeliest token;"
+        " quantbench also probes the device.",
+    ]
+
+
+def interval(triple):
+    median, low, high = (None if value is None else 1000 * value for value in triple)
+    return f"{median:.1f}" if low is None else f"{median:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def parted(seconds):
+    return ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+
+
+if __name__ == "__main__":
+    supervised(main)
