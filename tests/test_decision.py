@@ -86,7 +86,8 @@ def test_accuracy_words():
     assert accuracy_words(0.05, 0.02, 0.08, 0.001, 200) == "better by 5.0 points"
     assert accuracy_words(-0.01, -0.04, 0.02, 0.6, 5000) == NO_DIFFERENCE
     # the interval leaves zero out, the test among several does not: the sample is too small to say
-    assert accuracy_words(-0.05, -0.08, -0.02, 0.08, 300) == "cannot tell (needs 300 questions)"
+    words = "cannot tell (among so many schemes it may be chance; about 300 questions would tell)"
+    assert accuracy_words(-0.05, -0.08, -0.02, 0.08, 300) == words
     assert accuracy_words(0.0, None, None, 1.0, None) == "cannot tell (needs more questions)"
 
 
@@ -160,7 +161,8 @@ def test_holm_goes_across_schemes_and_raises_the_need():
     among = two(lost=9, won=1).answers("a", BASE).answers("b", BASE)
     found = summarize(among.tables, "bf16")[1]["accuracy"][0]
     assert found["p_holm"] == pytest.approx(3 * 22 / 1024)
-    assert found["words"] == f"cannot tell (needs {found['questions_needed']} questions)"
+    assert found["words"].startswith("cannot tell (among so many schemes it may be chance")
+    assert f"about {found['questions_needed']} questions would tell" in found["words"]
     assert found["questions_needed"] > summarize(alone.tables, "bf16")[1]["accuracy"][0]["questions_needed"] > 400
 
 
@@ -190,7 +192,7 @@ def test_summary_of_perplexity_and_size():
     assert entry["perplexity"][0]["words"] == "worse by 10.5 %"
     assert base["perplexity"][0]["ratio"] is None
     assert entry["size"]["ratio"] == pytest.approx(0.6)
-    assert any("Perplexity on d is worse by 10.5 %" in sentence for sentence in made.decide()["uncertain"])
+    assert any("perplexity of int8 on d is worse by 10.5 %" in sentence for sentence in made.decide()["uncertain"])
 
 
 def test_the_fastest_that_is_as_accurate_is_chosen():
@@ -206,11 +208,14 @@ def test_the_fastest_that_is_as_accurate_is_chosen():
     assert decision["gain"] == pytest.approx(1.5)
     sentence = decision["sentence"]
     assert sentence.startswith("On h200, serve m as int8: 1.50 times the throughput of bf16 (95 % interval 1.4")
-    assert "at batch 64, 128 tokens in and 32 out; gsm8k accuracy 90.0 % against 90.0 % (+0.0 points, " in sentence
-    assert sentence.endswith(": no significant difference; weights 0.60 times the size.")
+    assert (
+        "at batch 64, 128 tokens in and 32 out; no significant difference in gsm8k accuracy (+0.0 points, " in sentence
+    )
+    assert sentence.endswith("; weights 0.60 times the size.")
+    assert decision["latency"] is None
     why = {rejected["scheme"]: rejected["why"] for rejected in decision["rejected"]}
     assert why["fast"].startswith("accuracy on gsm8k worse by 10.0 points")
-    assert why["slow"] == "slower: 1.11 times bf16"
+    assert why["slow"] == "slower than int8, the choice: 1.11 times the speed of bf16"
     assert any("400 questions of gsm8k show a loss of" in sentence for sentence in decision["uncertain"])
 
 
@@ -228,7 +233,8 @@ def test_a_loss_beyond_what_the_sample_shows_excludes_though_holm_hides_it():
     decision = made.decide()
     assert decision["is_baseline"]
     why = {rejected["scheme"]: rejected["why"] for rejected in decision["rejected"]}
-    assert why["int8"].startswith("accuracy on gsm8k -2.2 points, more than chance explains: cannot tell (needs ")
+    assert why["int8"].startswith("accuracy on gsm8k −2.2 points, more than the 2.1 that this many questions show: ")
+    assert "among so many schemes it may be chance" in why["int8"]
 
 
 @pytest.mark.parametrize(
@@ -336,6 +342,139 @@ def test_every_task_counts():
         .answers("int8", flipped(BASE, 50), task="other", filter="none")
     )
     assert made.decide()["rejected"][0]["why"].startswith("accuracy on other worse by 12.5 points")
+
+
+# --- a choice for latency beside the one for throughput ---------------------------------------------------------------
+
+
+def latencies(made, scheme, gains, jitter=JITTER):
+    """Latency of `scheme` by batch, that many times faster than the baseline's one second each."""
+    for batch, gain in gains.items():
+        made.speed(scheme, 1.0 / gain, "latency", batch, jitter)
+    return made
+
+
+def weight_only(int4, lost=4, won=4):
+    """bf16 wins at batch 64; int4 is as accurate, 0.5 times the throughput, and by batch as fast as `int4` says."""
+    made = latencies(two(gain=0.5, lost=lost, won=won), "bf16", dict.fromkeys(int4, 1.0))
+    return latencies(made.size("bf16", 1000).size("int8", 500), "int8", int4)
+
+
+def test_another_scheme_may_be_the_choice_for_latency():
+    decision = weight_only({1: 1.4, 4: 1.2, 16: 0.9}).decide()
+    assert (decision["scheme"], decision["metric"]) == ("bf16", "throughput")
+    sentence = "On h200, keep m in bf16 for throughput: no scheme is significantly faster at batch 64 without a loss"
+    assert decision["sentence"].startswith(sentence)
+    latency = decision["latency"]
+    assert (latency["scheme"], latency["batch_size"], latency["stops_at"]) == ("int8", 1, 16)
+    assert latency["gain"] == pytest.approx(1.4)
+    assert latency["low"] < 1.4 < latency["high"]
+    said = latency["sentence"]
+    assert said.startswith(
+        "For latency at batch 1, serve int8: 1.40 times as fast as bf16 (95 % interval 1.37 to 1.43); "
+    )
+    assert (
+        "no significant difference in gsm8k accuracy (+0.0 points, −1.5 to +1.5); weights 0.50 times the size" in said
+    )
+    assert "from batch 16 on it is not significantly faster (0.90 times there, 0.88 to 0.92)" in said
+    # 8 of 400 pairs differ: the loss that they show is said for the scheme that is served somewhere
+    assert any(sentence.startswith("400 questions of gsm8k show a loss of") for sentence in decision["uncertain"])
+
+
+def test_the_throughput_points_belong_to_the_batches_at_which_it_pays():
+    # 1.4 times at batches 1 and 16, half the speed at batch 64, which is a throughput point
+    latency = weight_only({1: 1.4, 16: 1.4}).decide()["latency"]
+    assert latency["stops_at"] == 64
+    # with another length it says nothing about this one
+    made = weight_only({1: 1.4, 16: 1.4})
+    for row in made.tables["latency"]:
+        row["output_tokens"] = 8
+    latency = made.decide()["latency"]
+    assert latency["stops_at"] is None
+    assert latency["sentence"].endswith("; it still pays at batch 16, the largest measured.")
+
+
+def test_a_batch_that_does_not_pay_between_two_that_do_is_no_end():
+    assert weight_only({1: 1.4, 4: 1.0, 16: 1.4}).decide()["latency"]["stops_at"] == 64
+    assert weight_only({1: 1.4, 4: 1.0, 16: 0.9}).decide()["latency"]["stops_at"] == 4
+
+
+def test_a_latency_gain_with_a_loss_or_without_an_interval_is_no_choice():
+    assert weight_only({1: 1.4}, lost=40).decide()["latency"] is None
+    made = latencies(latencies(two(gain=0.5), "bf16", {1: 1.0}, [1]), "int8", {1: 1.4}, [1])
+    assert made.decide()["latency"] is None
+
+
+def test_the_smallest_batch_at_which_it_differs_is_told():
+    latency = weight_only({1: 1.0, 4: 1.3, 16: 1.2}).decide()["latency"]
+    assert (latency["scheme"], latency["batch_size"], latency["stops_at"]) == ("int8", 4, 64)
+
+
+def test_the_choice_for_throughput_may_be_that_for_latency_too():
+    made = latencies(latencies(two(gain=2.0), "bf16", {1: 1.0}), "int8", {1: 1.5})
+    decision = made.decide()
+    assert decision["scheme"] == decision["latency"]["scheme"] == "int8"
+    assert not decision["latency"]["differs"]
+    assert decision["latency"]["sentence"] == (
+        "At batch 1 it is also the choice for latency: 1.50 times as fast as bf16 (95 % interval 1.47 to 1.53)."
+    )
+
+
+def test_a_tie_in_latency_is_no_reason_for_a_second_scheme():
+    made = latencies(latencies(two(gain=2.0), "bf16", {1: 1.0}), "int8", {1: 1.5})
+    made.speed("int4", 1.0 / 1.2).answers("int4", BASE)
+    latencies(made, "int4", {1: 1.51})
+    assert made.decide()["latency"]["scheme"] == "int8"
+    # Far enough apart, it is: 1.8 against 1.5.
+    made = latencies(latencies(two(gain=2.0), "bf16", {1: 1.0}), "int8", {1: 1.5})
+    made.speed("int4", 1.0 / 1.2).answers("int4", BASE)
+    latency = latencies(made, "int4", {1: 1.8}).decide()["latency"]
+    assert (latency["scheme"], latency["differs"], latency["stops_at"]) == ("int4", True, None)
+
+
+def test_the_baseline_may_stay_for_latency():
+    made = latencies(latencies(two(gain=2.0), "bf16", {1: 1.0}), "int8", {1: 0.65})
+    latency = made.decide()["latency"]
+    assert (latency["scheme"], latency["gain"]) == ("bf16", None)
+    assert latency["sentence"] == (
+        "For latency at batch 1, bf16 stays the choice: int8 is 0.65 times as fast (95 % interval 0.64 to 0.66), and "
+        "no other scheme is significantly faster without a loss of accuracy."
+    )
+
+
+def test_what_has_no_numbers_is_named_in_a_word():
+    long = "Failed to find a kernel that can implement the ScaledMM linear layer. Reasons: CPUFp8Kernel requires AMX."
+    made = two().add("throughput", "fp8", [{}], "unsupported", long).add("latency", "nvfp4", [{}], "unsupported", long)
+    made.add("throughput", "online", [{}], "invalid", "silently ran unquantized: qkv_proj took UnquantizedLinearMethod")
+    made.add("throughput", "big", [{}], "out_of_memory", "the KV cache needs 90 GB. 80 GB are there.")
+    assert made.decide()["left_out"] == (
+        "fp8 and nvfp4 unsupported (vLLM has no kernel on this device); online invalid (vLLM silently ran it "
+        "unquantized); big out of memory (the KV cache needs 90 GB)."
+    )
+    assert two().decide()["left_out"] is None
+
+
+def test_what_a_kept_baseline_could_not_have_seen():
+    # two schemes with 8 and 16 of 400 pairs that differ could have shown losses of 2.0 and 2.8 points
+    made = two(gain=0.5).speed("int4", 2.0).answers("int4", flipped(BASE, 8, 8))
+    assert made.decide()["uncertain"] == [
+        "400 questions of gsm8k show a loss of 2.0 to 2.8 points with a chance of 80 %; a smaller one can hide."
+    ]
+
+
+def kernel_words(made, scheme):
+    entry = next(entry for entry in summarize(made.tables, "bf16") if entry["scheme"] == scheme)
+    return entry["verdict"], entry["computes"], entry["expected"]
+
+
+def test_what_a_scheme_computes_is_told_by_the_layers_that_it_quantizes():
+    made = two().ran("int8", "as_promised", "w8a8-int8", "w8a8-int8").ran("int8", "as_promised", "bf16", "bf16")
+    assert kernel_words(made, "int8") == ("as_promised", "w8a8-int8", "w8a8-int8")
+    # the baseline has only layers in 16 bits
+    assert kernel_words(two().ran("bf16", "as_promised", "bf16", "bf16"), "bf16") == ("as_promised", "bf16", "bf16")
+    # an unknown kernel is no kept promise, whatever the head did
+    made = two().ran("int8", "as_promised", "bf16", "bf16").ran("int8", None, None, "w8a8-int8")
+    assert kernel_words(made, "int8") == (None, None, "w8a8-int8")
 
 
 def test_without_throughput_the_latency_decides():

@@ -6,6 +6,7 @@ from html import unescape
 
 import polars as pl
 import pytest
+from quantbench.display import in_short
 from quantbench.report import embedded_json, render
 from quantbench.tables import build_tables, write_tables
 from render_report import main
@@ -118,6 +119,94 @@ def test_kernels_that_broke_their_promise_are_named(study, rendered):
     assert f"computes {computes} instead of w4a16" in html
     assert "silently ran unquantized" in html
     assert f"computes {computes}, not w4a16" in row_of(html, "cpu", "rtn-int4")
+
+
+def test_a_label_is_in_the_legends_and_names_the_gpu_where_there_are_several(study, rendered):
+    computes = study[1]["kernels"].filter(gpu="cpu", scheme="rtn-int4", verdict="computes_other")["computes"][0]
+    said = f"computes {computes}, not w4a16"
+    for html, where in ((rendered[0], " on cpu"), (render(*only(study, gpus=["cpu"]))[0], "")):
+        for name in ("latency", "throughput", "serving", "accuracy", "perplexity", "gemm"):
+            legend = html.split(f'<section id="{name}"')[1].split("</section>")[0].split("</ul>")[0]
+            (entry,) = [entry for entry in legend.split("<li>") if "</svg>rtn-int4 " in entry]
+            assert f'<span class="promise">{said}{where}</span>' in entry
+    # On the h200 alone it keeps its promise, and so does the scheme beside it everywhere.
+    html, _ = render(*only(study, gpus=["h200"]))
+    assert "rtn-int4</li>" in html and said not in html
+    assert "int8-smoothquant</li>" in rendered[0]
+
+
+def test_the_summary_says_what_the_quantized_layers_compute_not_the_head(study):
+    kernels = study[1]["kernels"]
+    mine = (pl.col("gpu") == "h200") & (pl.col("scheme") == "int8-smoothquant")
+    head = kernels.filter(mine).with_columns(
+        layer_kind=pl.lit("lm_head"), computes=pl.lit("bf16"), expected=pl.lit("bf16")
+    )
+    _, summary = render(study[0], {**study[1], "kernels": pl.concat([head, kernels, head])})
+    row = next(r for r in summary["schemes"] if (r["gpu"], r["scheme"]) == ("h200", "int8-smoothquant"))
+    assert row["computes"] == "w8a8-int8"
+
+
+def test_a_choice_for_latency_stands_in_the_answer_and_in_the_table(study):
+    """Throughput of every scheme a tenth: bf16 wins there, int8-smoothquant stays twice as fast at batch 1."""
+    slower = pl.when(pl.col("scheme") == "bf16").then(pl.col("elapsed_s")).otherwise(pl.col("elapsed_s") * 10)
+    tables = {**study[1], "throughput": study[1]["throughput"].with_columns(elapsed_s=slower)}
+    html, summary = render(*only((study[0], tables), gpus=["h200"]))
+    answer = summary["answer"][0]
+    assert (answer["scheme"], answer["latency"]["scheme"], answer["latency"]["stops_at"]) == (
+        "bf16",
+        "int8-smoothquant",
+        32,
+    )
+    assert "<b>On h200, keep tiny in bf16 for throughput</b>:" in html
+    assert "<b>For latency at batch 1, serve int8-smoothquant</b>: 2.0" in html
+    assert 'good">recommended at batch 1<' in row_of(html, "h200", "int8-smoothquant")
+    assert 'good">keep for throughput<' in row_of(html, "h200", "bf16")
+    assert "Without numbers:" in html and "int8-online invalid (its linear layers ran unquantized)" in html
+
+
+def test_long_reasons_are_short_first_and_whole_below(study):
+    long = "silently ran unquantized: qkv_proj, o_proj took UnquantizedLinearMethod instead of computing w8a16-int8"
+    tables = dict(study[1])
+    for name in SECTIONS[:5]:
+        whole = pl.when(pl.col("status") == "invalid").then(pl.lit(long)).otherwise(pl.col("reason"))
+        tables[name] = tables[name].with_columns(reason=whole)
+    html, summary = render(study[0], tables)
+    row = row_of(html, "h200", "int8-online")
+    assert "vLLM silently ran it unquantized" in row and "qkv_proj" not in row and 'href="#missing"' in row
+    assert long in html.split('<section id="missing"')[1]
+    assert next(r for r in summary["schemes"] if r["scheme"] == "int8-online")["reason"] == long
+
+
+@pytest.mark.parametrize(
+    ("reason", "short"),
+    [
+        ("Failed to find a kernel that can implement the NVFP4 linear layer.", "vLLM has no kernel on this device"),
+        ("the KV cache needs 1.5 GB. There are 0.5 GB.", "the KV cache needs 1.5 GB"),
+        ("no CPU kernel computes FP4", "no CPU kernel computes FP4"),
+        ("one line\nanother", "one line"),
+        ("x" * 200, "x" * 139 + "…"),
+    ],
+)
+def test_in_short(reason, short):
+    assert in_short(reason) == short
+
+
+def test_a_heading_names_a_loss_and_the_best_without_one(study):
+    """int8-smoothquant no faster than bf16, rtn-int4 twice: it loses questions on the h200."""
+    latency = study[1]["latency"]
+    factor = pl.when(pl.col("scheme") == "int8-smoothquant").then(1.6).when(pl.col("scheme") == "nvfp4").then(0.5)
+    tables = {**study[1], "latency": latency.with_columns(elapsed_s=pl.col("elapsed_s") * factor.otherwise(1.0))}
+    section = render(*only((study[0], tables), gpus=["h200"]))[0].split('<section id="latency"')[1]
+    heading = re.search("<h3>(.*?)</h3>", section).group(1)
+    assert re.fullmatch(
+        r"At batch 1, nvfp4 is 3\.\d+× as fast as bf16 with a loss of accuracy, without one \S+, 1\.\d+×", heading
+    )
+
+
+def test_a_layer_that_no_scheme_quantizes_is_drawn_once(rendered):
+    section = rendered[0].split('<section id="gemm"')[1].split("</section>")[0]
+    assert "lm_head: left in 16 bits by the other schemes too" in section
+    assert len(re.findall(r'<th scope="row">[^<]*</th><td class="num">lm_head<', section)) == 4  # 2 gpus, M 1 and 256
 
 
 def test_the_synthetic_model_is_called_synthetic_and_a_real_one_is_not(study, rendered):

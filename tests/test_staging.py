@@ -12,7 +12,7 @@ import pytest
 import yaml
 from fake_hub import FakeHub
 from quantbench.errors import UserError
-from quantbench.sources import MODEL_FILES, RESOURCES, pin_name
+from quantbench.sources import MODEL_FILES, RESOURCES, dataset_identity, model_identity, parse
 from quantbench.staging import stage
 from quantbench.store import Store
 
@@ -45,7 +45,7 @@ def hub():
 def staged(tmp_path, hub, python):
     """stage.py as the rules run it, in a folder of its own; returns its process."""
 
-    def run(kind="model", name="org/small", revision=None, subset=None, identity=None, **environment):
+    def run(kind="model", name="org/small", revision=None, subset=None, identity=None, code=False, **environment):
         job = {
             "kind": kind,
             "name": "mine",
@@ -55,6 +55,7 @@ def staged(tmp_path, hub, python):
             "revision": revision,
             "subset": subset,
             "identity": identity,
+            "trust_remote_code": code,
         }
         command = [python, ROOT / "workflow/scripts/stage.py", f"--job={json.dumps(job)}"]
         command += [f"--store={tmp_path / 'store'}", f"--output={tmp_path / 'pointer.json'}"]
@@ -146,6 +147,17 @@ def test_only_safetensors_and_text_are_downloaded(tmp_path, hub, staged):
     assert {path.name for path in entry(tmp_path)[1].iterdir()} == {*MODEL, "quantbench.json"}
     for name in unwanted:
         assert hub.asked_for(name) == []
+
+
+@pytest.mark.engine
+def test_python_comes_along_only_where_it_is_trusted(tmp_path, hub, staged):
+    hub.model("org/small").commit(MODEL | {"modeling_small.py": b"import os"})
+    assert staged(code=True).returncode == 0
+    record, folder = entry(tmp_path)
+    assert (folder / "modeling_small.py").exists() and record["identity"]["code"] is True
+    # The same commit without it is another entry.
+    assert staged().returncode == 0
+    assert entry(tmp_path)[1] != folder and not (entry(tmp_path)[1] / "modeling_small.py").exists()
 
 
 @pytest.mark.engine
@@ -294,8 +306,6 @@ def local_job(kind, path, identity):
     ],
 )
 def test_a_bad_row_is_refused_with_its_place(line, fault, tmp_path):
-    from quantbench.sources import dataset_identity, parse
-
     path = tmp_path / "mine.jsonl"
     path.write_text(f'{{"question": "1+1?", "answer": "2"}}\n\n{line}\n')
     identity = dataset_identity(parse(str(path), "data"), None, {})
@@ -309,8 +319,6 @@ def test_a_local_model_is_copied_and_a_source_that_changes_meanwhile_refused(tmp
     source.mkdir()
     for name, content in (MODEL | {"weights.bin": b"pickle", "code.py": b""}).items():
         (source / name).write_bytes(content)
-    from quantbench.sources import model_identity, parse
-
     identity = model_identity(parse(str(source), "model"), {})
     assert set(identity["files"]) == set(MODEL)
     (source / "model.safetensors").write_bytes(b"edited")
@@ -378,9 +386,3 @@ def test_snakemake_stages_from_the_hub_and_is_offline_ever_after(tmp_path, hub, 
     shutil.rmtree(tree / "results/store/models")
     process = snakemake("staging", HF_HOME=str(tmp_path / "empty"))
     assert process.returncode == 1 and "the hub cannot answer now (status 503)" in process.stdout + process.stderr
-
-
-def test_pins_name_kind_and_source():
-    from quantbench.sources import parse
-
-    assert pin_name("model", parse("hf://org/small@v1", "model")) == "model hf://org/small@v1"

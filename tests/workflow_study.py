@@ -107,7 +107,6 @@ class Checkout:
         return [sys.executable, "-m", "snakemake", *arguments, "--configfile", "config/test.yaml"]
 
     def environment(self):
-        # A CPU's threads wait for each other awake; on few cores that starves the tests beside this one.
         return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     def write_config(self, text=None):

@@ -1,6 +1,6 @@
 """quantbench against one `vllm bench` command per point: the same plan, model, engine arguments and environment.
 
-    make bench            or: python tests/bench/run.py [--smoke]
+    make bench            or: python tests/bench/run.py [--smoke] [--stock]
 
 One study is measured twice, by `snakemake measurements` with a store of its own, and by `vllm bench latency`,
 `throughput` and `serve` (vllm_bench.py). Every other command of theirs runs before ours and the rest after it, so a
@@ -36,19 +36,24 @@ PLAN = Path(__file__).with_name("plan.yaml")
 OUTPUT, LOGS = ROOT / "reports" / "bench.json", ROOT / "results" / "bench-logs"
 # What a study needs of a checkout; the environments are linked.
 CHECKOUT = ("Snakefile", "workflow", "config", "envs", "profiles", "resources")
+STOCK = "`vllm bench latency` and `throughput` sample at temperature 1, quantbench takes the likeliest token"
+GREEDY = "a launcher makes `vllm bench latency` and `throughput` greedy, as quantbench is (--stock leaves them alone)"
 STAGES = ("latency", "throughput", "serving")
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="one point of each kind, to see that the benchmark works")
-    smoke = parser.parse_args(argv).smoke
+    parser.add_argument(
+        "--stock", action="store_true", help="`vllm bench` samples at temperature 1, as it does by itself"
+    )
+    options = parser.parse_args(argv)
     os.chdir(ROOT)
     python = engine_python()
     shutil.rmtree(LOGS, ignore_errors=True)
     LOGS.mkdir(parents=True)
     with tempfile.TemporaryDirectory(prefix="quantbench-bench-") as folder:
-        result = compare(Path(folder), python, smoke)
+        result = compare(Path(folder), python, options.smoke, options.stock)
     write_atomically(OUTPUT, json.dumps(result, indent=2))
     print("\n".join(["", *report(result), "", f"all values: {OUTPUT.relative_to(ROOT)}"]))
 
@@ -59,7 +64,7 @@ def engine_python():
     return ROOT / subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() / "bin/python"
 
 
-def compare(folder, python, smoke):
+def compare(folder, python, smoke, stock):
     """Measure the plan on both sides; `folder` takes the model, the store and a copy of the checkout."""
     model = folder / "model"
     pad_model(ROOT / "resources" / "tiny" / "model", model)
@@ -67,7 +72,7 @@ def compare(folder, python, smoke):
     study = load_study(config)
     points = [point for point in build_manifest(study)["points"] if point["stage"] in STAGES]
     (gpu,), (name,), (scheme,) = study.gpus.values(), study.models, study.schemes
-    theirs = VllmBench(python, model, engine_arguments(study, name, scheme), gpu, LOGS)
+    theirs = VllmBench(python, model, engine_arguments(study, name, scheme), gpu, LOGS, stock)
     load_before = os.getloadavg()[0]
     measured = {}
 
@@ -101,6 +106,7 @@ def compare(folder, python, smoke):
         walls.update(found["wall_s"])
     return {
         "rows": rows,
+        "stock": stock,
         "points": len(points),
         "serving_points": sum(point["stage"] == "serving" for point in points),
         "engine_starts": {"ours": sum(run["engine_starts"] for run in runs), "theirs": len(points)},
@@ -226,8 +232,7 @@ def report(result):
         f"{result['cores']} cores, load average {loads['before']:.1f} before and {loads['after']:.1f} after",
         "Both: the same checkpoint, engine arguments, environment, lengths, batch sizes, repeats, request counts, arrival"
         " times, warm-up; the offline engine in one process. A request counts from when it was sent.",
-        "Not the same: `vllm bench latency` and `throughput` sample at temperature 1, quantbench takes the likeliest token;"
-        " quantbench also probes the device.",
+        "Not the same: " + (STOCK if result["stock"] else GREEDY) + "; only quantbench probes the device.",
     ]
 
 

@@ -10,12 +10,14 @@ import os
 import subprocess
 import time
 import urllib.request
+from pathlib import Path
 
 from quantbench.engine.server import command_line, free_port
 from quantbench.engine.settings import engine_environment
 from quantbench.load import poisson_offsets, warm_up_requests
 
 START_LIMIT_S = 600
+GREEDY = Path(__file__).with_name("greedy_vllm.py")
 
 
 class VllmBench:
@@ -26,10 +28,12 @@ class VllmBench:
     engine_args  {name as in vLLM's EngineArgs: value}
     gpu_entry    the device's entry in config/gpus.yaml
     logs         folder for the commands' output
+    stock        latency and throughput as they are, at temperature 1, instead of greedy (greedy_vllm.py)
     """
 
-    def __init__(self, python, model, engine_args, gpu_entry, logs):
+    def __init__(self, python, model, engine_args, gpu_entry, logs, stock):
         self.command = [str(python), "-m", "vllm.entrypoints.cli.main"]
+        self.engine_command = self.command if stock else [str(python), str(GREEDY)]
         self.model, self.logs = str(model), logs
         self.engine_args = command_line(engine_args)
         # An engine in the command's own process: the quickest start that `vllm bench` has on a CPU.
@@ -99,16 +103,17 @@ class VllmBench:
             f"--result-dir={self.logs}",
             f"--result-filename={name}.json",
         ]
-        return self._run("serve", name, arguments)
+        return self._run(self.command, "serve", name, arguments)
 
     def _engine(self, kind, name, *arguments):
-        return self._run(kind, name, [*arguments, *self.engine_args, f"--output-json={self.logs / name}.json"])
+        arguments = [*arguments, *self.engine_args, f"--output-json={self.logs / name}.json"]
+        return self._run(self.engine_command, kind, name, arguments)
 
-    def _run(self, kind, name, arguments):
+    def _run(self, vllm, kind, name, arguments):
         """(what the command wrote as JSON, its wall seconds)"""
         log, began = self.logs / f"{name}.log", time.monotonic()
         with open(log, "wb") as file:
-            command = [*self.command, "bench", kind, f"--model={self.model}", *arguments]
+            command = [*vllm, "bench", kind, f"--model={self.model}", *arguments]
             status = subprocess.run(command, env=self.environment, stdout=file, stderr=subprocess.STDOUT).returncode
         wall_s = time.monotonic() - began
         if status:

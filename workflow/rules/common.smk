@@ -30,7 +30,8 @@ wildcard_constraints:
 
 
 def job(name):
-    """The job of a rule as one canonical text: its only param that matters, named so that nothing can be swapped."""
+    """The job of a rule as one canonical text: the param that decides whether it is stale. Not on its command line, where a
+    large study would not fit; the script finds the same job in the manifest."""
     return lambda wildcards: STUDY.job_text(name, **wildcards)
 
 

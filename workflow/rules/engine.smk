@@ -21,5 +21,6 @@ rule measure_engine:
         python=engine_python,
     shell:
         "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/measure_engine.py"
-        " --job={params.job:q} --store={STUDY.store.root:q} --output={output:q} --manifest={input.manifest:q}"
+        " --job={input.manifest:q}:measure_engine/{wildcards.gpu}/{wildcards.model}/{wildcards.scheme}"
+        " --store={STUDY.store.root:q} --output={output:q} --manifest={input.manifest:q}"
         " 3>&2 > {log:q} 2>&1"

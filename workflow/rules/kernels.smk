@@ -20,5 +20,6 @@ rule measure_gemm:
         python=engine_python,
     shell:
         "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/measure_gemm.py"
-        " --job={params.job:q} --store={STUDY.store.root:q} --output={output:q} --manifest={input.manifest:q}"
+        " --job={input.manifest:q}:measure_gemm/{wildcards.gpu}"
+        " --store={STUDY.store.root:q} --output={output:q} --manifest={input.manifest:q}"
         " 3>&2 > {log:q} 2>&1"

@@ -8,6 +8,7 @@ makes   results/{study}/gpus/{gpu}.json
 rule probe_gpu:
     input:
         engine_ready,
+        manifest=ancient(f"results/{STUDY.study.name}/manifest.json"),
     output:
         STUDY.pattern("probe_gpu"),
     log:
@@ -19,5 +20,6 @@ rule probe_gpu:
         python=engine_python,
     shell:
         "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/probe_gpu.py"
-        " --job={params.job:q} --store={STUDY.store.root:q} --output={output:q}"
+        " --job={input.manifest:q}:probe_gpu/{wildcards.gpu}"
+        " --store={STUDY.store.root:q} --output={output:q}"
         " 3>&2 > {log:q} 2>&1"

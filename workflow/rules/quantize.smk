@@ -9,6 +9,7 @@ rule quantize_model:
     input:
         needs("quantize_model"),
         ancient(f"{STUDY.environment(STUDY.quantize_environment)}/ready"),
+        manifest=ancient(f"results/{STUDY.study.name}/manifest.json"),
     output:
         STUDY.pattern("quantize_model"),
     log:
@@ -19,5 +20,6 @@ rule quantize_model:
         python=python(STUDY.quantize_environment),
     shell:
         "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/quantize_model.py"
-        " --job={params.job:q} --store={STUDY.store.root:q} --output={output:q}"
+        " --job={input.manifest:q}:quantize_model/{wildcards.model}/{wildcards.scheme}"
+        " --store={STUDY.store.root:q} --output={output:q}"
         " 3>&2 > {log:q} 2>&1"

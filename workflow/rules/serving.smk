@@ -21,5 +21,6 @@ rule measure_serving:
         python=engine_python,
     shell:
         "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/measure_serving.py"
-        " --job={params.job:q} --store={STUDY.store.root:q} --output={output:q} --manifest={input.manifest:q}"
+        " --job={input.manifest:q}:measure_serving/{wildcards.gpu}/{wildcards.model}/{wildcards.scheme}"
+        " --store={STUDY.store.root:q} --output={output:q} --manifest={input.manifest:q}"
         " 3>&2 > {log:q} 2>&1"

@@ -4,7 +4,6 @@ python workflow/scripts/measure_engine.py --job='{"gpu": "cpu", ...}' --store=re
 """
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from quantbench.engine.settings import engine_environment
 from quantbench.engine_failure import classify_failure
 from quantbench.gpus import check_device
+from quantbench.jobs import read_job
 from quantbench.kernel_verdict import known_failure, refusal
 from quantbench.keys import canonical_json
 from quantbench.points import check_versions, expand, missing_points
@@ -23,12 +23,13 @@ from quantbench.supervise import supervised
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--job", type=json.loads, required=True, help="the job as JSON")
+    parser.add_argument("--job", required=True, help="the job: JSON, or <manifest.json>:<rule>/<gpu>/<model>/<scheme>")
     parser.add_argument("--store", type=Path, required=True, help="folder of the store")
     parser.add_argument("--output", type=Path, required=True, help="pointer to write")
     parser.add_argument("--manifest", type=Path, help="the study's manifest, for its overall progress")
     arguments = parser.parse_args(argv)
-    job, store = arguments.job, Store(arguments.store)
+    store = Store(arguments.store)
+    job = read_job(arguments.job, store)
     points = missing_points(job, store)
     if points:
         progress = Progress(

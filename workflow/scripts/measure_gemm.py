@@ -5,12 +5,12 @@ list of all its points' keys to --output last.
 """
 
 import argparse
-import json
 import os
 import random
 
 from quantbench.engine.settings import engine_environment
 from quantbench.gpus import check_device
+from quantbench.jobs import read_job
 from quantbench.keys import canonical_json
 from quantbench.points import expand, missing_points
 from quantbench.progress import Progress
@@ -23,7 +23,8 @@ SHUFFLE_SEED = 0
 
 def main(argv=None):
     options = parser().parse_args(argv)
-    job, store = json.loads(options.job), Store(options.store)
+    store = Store(options.store)
+    job = read_job(options.job, store)
     points = missing_points(job, store)
     if points:
         measure(job, store, points, Progress(f"kernels {job['gpu']}", len(points), options.manifest, store))
@@ -74,7 +75,7 @@ def shuffled_layers(points):
 
 def parser():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--job", required=True, help="the job as canonical JSON")
+    arguments.add_argument("--job", required=True, help="the job: JSON, or <manifest.json>:<rule>/<gpu>")
     arguments.add_argument("--store", required=True, help="folder of the store")
     arguments.add_argument("--output", required=True, help="pointer file, written last")
     arguments.add_argument("--manifest", help="the study's manifest, for its overall progress")

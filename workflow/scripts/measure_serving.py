@@ -6,7 +6,6 @@ that status without a server. When the server dies under a load, that point is l
 
 import argparse
 import asyncio
-import json
 import os
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from quantbench.console import say
 from quantbench.engine.server import SERVED_NAME, EngineFailed, ServerDied, start_server
 from quantbench.gpus import check_device
+from quantbench.jobs import read_job
 from quantbench.kernel_verdict import known_failure, refusal
 from quantbench.keys import canonical_json, key
 from quantbench.load import read_token_ids
@@ -28,7 +28,8 @@ WATCH_S = 0.5
 
 def main(argv=None):
     options = parse(argv)
-    job, store = json.loads(options.job), Store(options.store)
+    store = Store(options.store)
+    job = read_job(options.job, store)
     missing = missing_points(job, store)
     if missing:
         label = f"serving {job['gpu']} {job['model']}/{job['scheme']}"
@@ -117,7 +118,7 @@ def server_log(output):
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--job", required=True, help="canonical JSON of the job")
+    parser.add_argument("--job", required=True, help="the job: JSON, or <manifest.json>:<rule>/<gpu>/<model>/<scheme>")
     parser.add_argument("--store", required=True, type=Path, help="root folder of the store")
     parser.add_argument("--output", required=True, type=Path, help="pointer to write once every point is in the store")
     parser.add_argument("--manifest", type=Path, help="the study's manifest, for its progress")

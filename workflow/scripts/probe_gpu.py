@@ -5,13 +5,13 @@ rate of square matrix products per number format. Ceilings are bests, not median
 """
 
 import argparse
-import json
 import os
 import time
 
 from quantbench.engine.settings import engine_environment
 from quantbench.errors import UserError
 from quantbench.gpus import check_device
+from quantbench.jobs import read_job
 from quantbench.keys import canonical_json
 from quantbench.points import expand
 from quantbench.progress import Progress
@@ -27,7 +27,8 @@ SIDES = (512, 1024, 2048, 4096, 8192, 16384)
 
 def main(argv=None):
     options = parser().parse_args(argv)
-    job, store = json.loads(options.job), Store(options.store)
+    store = Store(options.store)
+    job = read_job(options.job, store)
     [point] = expand(job)
     if not store.has_point(point["key"]):
         probe(job, store, point)
@@ -152,7 +153,7 @@ def best_s(function, device_type, repeats=REPEATS):
 
 def parser():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--job", required=True, help="the job as canonical JSON")
+    arguments.add_argument("--job", required=True, help="the job: JSON, or <manifest.json>:<rule>/<gpu>")
     arguments.add_argument("--store", required=True, help="folder of the store")
     arguments.add_argument("--output", required=True, help="file for the record, written last")
     return arguments

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from quantbench.errors import UserError
+from quantbench.jobs import read_job
 from quantbench.keys import canonical_json, key
 from quantbench.schemes import check_scheme_fits
 from quantbench.store import Store, write_atomically
@@ -22,15 +23,19 @@ from quantbench.supervise import supervised
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--job", required=True, type=json.loads, help="what to quantize, canonical JSON")
+    parser.add_argument(
+        "--job", required=True, help="the job: JSON, or <manifest.json>:quantize_model/<model>/<scheme>"
+    )
     parser.add_argument("--store", required=True, type=Path, help="root folder of the store")
     parser.add_argument("--output", required=True, type=Path, help="pointer to write")
     options = parser.parse_args(argv)
 
-    store, identity = Store(options.store), options.job["identity"]
+    store = Store(options.store)
+    job = read_job(options.job, store)
+    identity = job["identity"]
     checkpoint_key = key(identity)
     if not store.has_folder("checkpoints", checkpoint_key):
-        make_checkpoint(options.job, store)
+        make_checkpoint(job, store)
     record = store.read_folder("checkpoints", checkpoint_key)
     path = store.folder("checkpoints", checkpoint_key)
     write_atomically(options.output, canonical_json({**record, "key": checkpoint_key, "path": str(path)}))

@@ -1,6 +1,6 @@
 """Bring one model or data set into the store, from the hub or from a local folder.
 
-    python workflow/scripts/stage.py --job='{"kind": "model", ...}' --store=results/store --output=results/demo/models/tiny.json
+python workflow/scripts/stage.py --job='{"kind": "model", ...}' --store=results/store --output=results/demo/models/tiny.json
 """
 
 import argparse

@@ -40,7 +40,8 @@ CONFIG = {
     "point": {"size": 60, "filled": True, "opacity": 1, "stroke": INK, "strokeWidth": 0.7},
     "line": {"strokeWidth": 1.8},
 }
-PANEL_HEIGHT = 210
+PANEL_HEIGHT = 180
+ROW_HEIGHT = 22
 
 
 def looks(schemes, baseline):
@@ -82,7 +83,7 @@ def intervals(rows, look, *, x_title, reference=None, percent=False):
         base.mark_rule(strokeWidth=2.5, opacity=0.6).encode(x=alt.X("low:Q"), x2="high:Q"),
         base.mark_point(size=70).encode(x=x, shape=_shape(rows, look), tooltip=_tooltip()),
     ]
-    return _specification(alt.layer(*layers), 26 * len(schemes) + 10)
+    return _specification(alt.layer(*layers), ROW_HEIGHT * len(schemes) + 10)
 
 
 def bars(rows, look, *, x_title):
@@ -96,7 +97,7 @@ def bars(rows, look, *, x_title):
     )
     bar = base.mark_bar(height=14).encode(color=_colour(rows, look), tooltip=_tooltip())
     text = base.mark_text(align="left", dx=5, color=INK, fontSize=11).encode(text="label:N")
-    return _specification(alt.layer(bar, text), 26 * len(schemes) + 10)
+    return _specification(alt.layer(bar, text), ROW_HEIGHT * len(schemes) + 10)
 
 
 def roofline(rows, look, *, x_title):
@@ -122,7 +123,7 @@ def roofline(rows, look, *, x_title):
         base.mark_rule(strokeWidth=3).encode(x=alt.X("low:Q"), x2="high:Q"),
         base.mark_point(size=44).encode(x=x, shape=_shape(rows, look), tooltip=_tooltip()),
     )
-    return _specification(shown, len(layers) * (11 * len(schemes) + 12))
+    return _specification(shown, len(layers) * (10 * len(schemes) + 10))
 
 
 def _chart(rows):

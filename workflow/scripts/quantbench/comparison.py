@@ -44,7 +44,7 @@ def accuracy_words(difference, low, high, p, needed, alpha=0.05):
     if low is None:
         return f"cannot tell (needs {needed or 'more'} questions)"
     if p >= alpha and not low <= 0 <= high:
-        return f"cannot tell: among so many schemes it may be chance; about {needed or 'more'} questions would tell"
+        return f"cannot tell (among so many schemes it may be chance; about {needed or 'more'} questions would tell)"
     if p >= alpha:
         return NO_DIFFERENCE
     return f"{'better' if difference > 0 else 'worse'} by {abs(100 * difference):.1f} points"
@@ -158,7 +158,9 @@ def _batches(base, rows, confidence):
         for point, mine in _grouped(_ok(rows, metric), *where).items():
             if point in baseline:
                 times = [[row["elapsed_s"] for row in group] for group in (baseline[point], mine)]
-                found.append({"metric": metric, **dict(zip(where, point, strict=True)), **_gain(*times, 0.5, confidence)})
+                found.append(
+                    {"metric": metric, **dict(zip(where, point, strict=True)), **_gain(*times, 0.5, confidence)}
+                )
     return found
 
 

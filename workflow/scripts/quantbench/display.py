@@ -1,6 +1,15 @@
 """Numbers and names as a person reads them. SI inside the library, converted here and nowhere else."""
 
+import re
+
 MISSING = "–"
+
+# What engine and workflow say at length (how it begins), as a reader needs it first.
+IN_SHORT = (
+    ("silently ran unquantized", "vLLM silently ran it unquantized"),
+    ("Failed to find a kernel", "vLLM has no kernel on this device"),
+)
+LONGEST_SHORT = 140
 
 
 def factor(value):
@@ -61,3 +70,15 @@ def listed(names):
 def time_unit(most_s):
     """(unit, seconds in it) in which the greatest time of a chart is a handy number."""
     return next(((unit, size) for unit, size in (("s", 1), ("ms", 1e-3)) if most_s >= size), ("µs", 1e-6))
+
+
+def in_short(reason):
+    """A reason's first sentence, or the plain words for a reason that is known; the whole is said further down."""
+    known = next((words for start, words in IN_SHORT if reason.startswith(start)), None)
+    first = known or re.split(r"(?<=[^\s.])\.\s|\n", reason.strip())[0]
+    return first if len(first) <= LONGEST_SHORT else f"{first[: LONGEST_SHORT - 1].rstrip()}…"
+
+
+def times(value):
+    """1.394 -> "1.39 times", in a sentence."""
+    return f"{value:.2f} times"

@@ -1,6 +1,7 @@
 """Pinned environments: what their files pin, where they are built, and which versions go into identities."""
 
 import hashlib
+import re
 import sys
 from pathlib import Path
 
@@ -17,10 +18,10 @@ def pins(requirements):
         line = line.split("#", 1)[0].strip()
         if not line:
             continue
-        name, separator, version = line.partition("==")
-        if not separator:
+        if not re.fullmatch(r"[\w.-]+==[\w.+!]+", line):
             raise UserError(f"{requirements}: {line!r} is not of the form name==version")
-        found[name.strip().lower().replace("_", "-")] = version.strip()
+        name, version = line.split("==")
+        found[name.lower().replace("_", "-")] = version
     return found
 
 

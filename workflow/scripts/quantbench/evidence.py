@@ -4,6 +4,7 @@ Each function takes the manifest and the tables (polars frames by name) and retu
 """
 
 import json
+import re
 
 import polars as pl
 
@@ -27,7 +28,7 @@ STAGE_NAMES = {"kernels": "loading", "load": "loading", "gemm": "matrix products
 VERDICTS = {
     "as_promised": ("good", "as promised"),
     "computes_other": ("bad", ""),
-    "unquantized": ("bad", "silently ran unquantized"),
+    "unquantized": ("bad", ""),
 }
 
 
@@ -49,11 +50,17 @@ def kernels_that_ran(manifest, tables):
             tone, words = VERDICTS.get(verdict, ("warn", "not known what it computes"))
             if verdict == "computes_other":
                 words = f"computes {computes} instead of {expected}"
+            elif verdict == "unquantized":
+                words = f"silently ran unquantized instead of {expected}"
             elif verdict == "as_promised":
                 # Layers that a scheme ignores, such as lm_head, are promised in the model's own type.
                 left = computes != manifest["schemes"][scheme]["computes"]
                 words = f"{'left in' if left else 'computes'} {computes}, as promised"
-            layers = ", ".join(f"{count} × {kind}" for kind, count in entry["layers"].items())
+            counts = list(entry["layers"].values())
+            if len(counts) > 1 and len(set(counts)) == 1:
+                layers = f"{counts[0]} each of {display.listed(entry['layers'])}"
+            else:
+                layers = ", ".join(f"{count} × {kind}" for kind, count in entry["layers"].items())
             row = {"scheme": scheme, "kernel": kernel, "layers": layers, "stage": display.listed(entry["stages"])}
             shown.append({**row, "tone": tone, "verdict": words})
         shown.sort(key=lambda row: _place(manifest["study"]["schemes"], row["scheme"]))
@@ -66,7 +73,9 @@ def missing(manifest, tables):
     found = {}
 
     def add(row, kind, stage):
-        what = found.setdefault((row["gpu"], row["model"]), {}).setdefault((row["scheme"], kind, row["reason"]), [])
+        # The engine ends the same message with one full stop here and two there.
+        reason = re.sub(r"(?<!\.)\.\.(?!\.)", ".", row["reason"] or "")
+        what = found.setdefault((row["gpu"], row["model"]), {}).setdefault((row["scheme"], kind, reason), [])
         what.append(STAGE_NAMES.get(stage, stage))
 
     for skip in manifest["skips"]:
@@ -130,6 +139,10 @@ def _devices(tables):
 
 def _checkpoints(manifest, tables):
     described = {name: scheme.get("description", "") for name, scheme in manifest["schemes"].items()}
+
+    def place(row):
+        return list(manifest["models"]).index(row["model"]), _place(manifest["study"]["schemes"], row["scheme"])
+
     rows = [
         [
             row["scheme"],
@@ -140,7 +153,7 @@ def _checkpoints(manifest, tables):
             display.amount(row["peak_memory_bytes"], "B"),
             described.get(row["scheme"], ""),
         ]
-        for row in _rows(tables, "checkpoints")
+        for row in sorted(_rows(tables, "checkpoints"), key=place)
     ]
     columns = ["scheme", "model", "checkpoint key", "calibration key", "quantized in", "peak memory", "what it is"]
     sources = "; ".join(
@@ -175,7 +188,8 @@ def _again(manifest, commits):
     if any(commit.endswith(CHANGED) for commit in commits):
         note += " Some ran with files changed after that commit: those changes are not on record."
     at = f"git checkout {commits[-1].removesuffix(CHANGED)}\n" if commits else ""
-    code = f"{at}snakemake --configfile config/{study['study']}.yaml report"
+    # The target first: --configfile takes every word behind it.
+    code = f"{at}snakemake report --configfile config/{study['study']}.yaml"
     config = json.dumps(study, indent=1, ensure_ascii=False)
     return [
         {"title": "Make it again", "note": note, "code": code},

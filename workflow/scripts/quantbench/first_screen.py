@@ -6,6 +6,7 @@ Decides nothing: `context.summary` and `context.decisions` are decision.py's; he
 import polars as pl
 
 from quantbench import display
+from quantbench.decision import broken_promise
 from quantbench.evidence import STATES
 from quantbench.sections_quality import tiny_notice
 from quantbench.statistics import median_ci
@@ -26,10 +27,10 @@ def first_screen(context):
             entries = [(scheme, summary.get((gpu, model, scheme))) for scheme in study["schemes"]]
             groups.append(_group(context, gpu, model, entries, decision, tasks))
             rows += [_numbers(gpu, model, scheme, entry, decision) for scheme, entry in entries]
-    answer = [{"sentence": d["sentence"], "uncertain": d["uncertain"]} for d in context.decisions]
+    answer = [{name: d[name] for name in ("sentence", "latency", "uncertain", "left_out")} for d in context.decisions]
     if not answer:
         sentence = "Nothing can be recommended: this study measured neither speed nor accuracy of a model."
-        answer = [{"sentence": sentence, "uncertain": []}]
+        answer = [{"sentence": sentence, "latency": None, "uncertain": [], "left_out": None}]
     screen = {
         "title": study["title"],
         "study": study["study"],
@@ -70,7 +71,14 @@ def _caption(context):
     return (
         f"Gains are times faster than {context.baseline}: above 1 is better. In brackets the {interval}; coloured "
         "where the difference is significant. Differences of accuracy are in percentage points, paired by question."
+        f"{_repeats(context.study.get('repeats'))}"
     )
+
+
+def _repeats(repeats):
+    if not repeats:
+        return ""
+    return f" Speeds are medians of {repeats['least']} to {repeats['most']} repeats."
 
 
 def _columns(context, tasks):
@@ -114,7 +122,8 @@ def _device(context, gpu):
 def _row(context, gpu, model, scheme, entry, decision, tasks, usual, first):
     if entry is None or entry["status"] != "ok":
         said = _not_ok(context, gpu, model, scheme, entry)
-        return {"scheme": scheme, "cells": None, "promise": None, "tone": "", **said}
+        said["reason"], whole = display.in_short(said["reason"]), said["reason"]
+        return {"scheme": scheme, "cells": None, "promise": None, "tone": "", "more": said["reason"] != whole, **said}
     if entry["is_baseline"]:
         cells = [_baseline_speed(context, entry, metric, usual.get(metric), first) for metric in _metrics(context)]
     else:
@@ -127,12 +136,7 @@ def _row(context, gpu, model, scheme, entry, decision, tasks, usual, first):
     bits = size.get("bits_per_weight")
     cells.append(_cell(None if bits is None else f"{bits:.2f}", tone="even"))
     tone, badge, reason = _verdict(entry, decision, context.baseline)
-    promise = None
-    if entry["verdict"] == "computes_other":
-        promise = f"computes {entry['computes']}, not {entry['expected']}"
-    if entry["verdict"] == "unquantized":
-        promise = "ran unquantized"
-    said = {"tone": tone, "badge": badge, "reason": reason, "promise": promise}
+    said = {"tone": tone, "badge": badge, "reason": reason, "promise": broken_promise(entry)}
     return {"scheme": scheme, "kind": "ok", "cells": cells, **said}
 
 
@@ -151,11 +155,19 @@ def _not_ok(context, gpu, model, scheme, entry):
 
 def _verdict(entry, decision, baseline):
     """(tone, badge, reason): what decision.py concluded, in a word and in its own words."""
-    failures = "; ".join(f"{f['table']} {STATES[f['status']]} at some points: {f['reason']}" for f in entry["failures"])
+    failures = "; ".join(
+        f"{f['table']} {STATES[f['status']]} at some points: {display.in_short(f['reason'])}" for f in entry["failures"]
+    )
     compared = decision is not None and decision["metric"] is not None
+    latency = decision["latency"] if compared and decision["latency"] and decision["latency"]["differs"] else None
     if compared and decision["scheme"] == entry["scheme"]:
-        kept = "no other scheme gains without a loss" if entry["is_baseline"] else ""
-        return "good", "keep" if entry["is_baseline"] else "recommended", kept or failures
+        use = f" for {decision['metric']}" if latency and decision["metric"] == "throughput" else ""
+        kept = "no other scheme gains there without a loss" if use else "no other scheme gains without a loss"
+        kept = kept if entry["is_baseline"] else ""
+        return "good", ("keep" if entry["is_baseline"] else "recommended") + use, kept or failures
+    if latency and latency["scheme"] == entry["scheme"]:
+        why = next((r["why"] for r in decision["rejected"] if r["scheme"] == entry["scheme"]), "")
+        return "good", f"recommended at batch {latency['batch_size']}", why or failures
     if entry["is_baseline"]:
         return "even", "baseline", failures
     if not compared:
@@ -166,12 +178,14 @@ def _verdict(entry, decision, baseline):
         return "bad", "ran unquantized", reason
     deciding = [found.get("words", "") for found in entry["accuracy"] if found["decides"]]
     if any(words.startswith("worse") for words in deciding):
-        return "bad", "loses accuracy", reason
+        return "bad", "loses accuracy", reason.removeprefix("accuracy ")
     speed = _speed(entry, decision["metric"], largest=True)
     words = speed["words"] if speed else ""
     if words.startswith("better"):
         return "warn", f"faster than {baseline}, not chosen", reason
-    return ("bad", "slower", reason) if words.startswith("worse") else ("even", "no clear gain", reason)
+    # Badge and reason are read in one go: "slower" "than bf16: ...".
+    slower = "bad", "slower", reason.removeprefix("slower ")
+    return slower if words.startswith("worse") else ("even", "no clear gain", reason)
 
 
 def _speed(entry, metric, largest=False):

@@ -4,6 +4,10 @@ A job carries its points as one canonical JSON text. Snakemake compares params a
 sorted text is what makes it see every change, and no difference in order.
 """
 
+import json
+from pathlib import Path
+
+from quantbench.errors import UserError
 from quantbench.keys import canonical_json
 from quantbench.points import GROUP_FIELDS, JOB_OF_STAGE, expand
 from quantbench.schemes import compressed_tensors_config
@@ -42,6 +46,25 @@ def quantize_jobs(manifest, store):
                 "recipe": manifest["schemes"][entry["scheme"]],
             }
     return found
+
+
+def read_job(text, store):
+    """The job that a script's --job names: JSON, or <manifest.json>:<rule>/<gpu or model>/<...> as rules write it.
+
+    A job's JSON may be longer than an operating system lets an argument be (128 KiB on Linux), its name never is.
+    Raises UserError for a job that the manifest does not have.
+    """
+    if text.startswith("{"):
+        return json.loads(text)
+    path, _, name = text.rpartition(":")
+    rule, *target = name.split("/")
+    manifest = json.loads(Path(path).read_text())
+    found = quantize_jobs(manifest, store) if rule == "quantize_model" else build_jobs(manifest, store).get(rule, {})
+    width = 2 if rule == "quantize_model" else 3
+    key = (*target, *[None] * (width - len(target)))
+    if key not in found:
+        raise UserError(f"--job: {path} has no job {name!r}")
+    return found[key]
 
 
 def checkpoint_folder(entry, store):

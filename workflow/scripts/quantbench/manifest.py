@@ -12,10 +12,7 @@ from quantbench.study import ROOT
 def build_manifest(study):
     """The study's manifest (see config/README.md). Raises UserError when something has to be staged first."""
     if study.unstaged:
-        names = ", ".join(f"{name!r} of {kind}" for kind, name in study.unstaged)
-        raise UserError(
-            f"not staged yet: {names}; on a machine with network run `snakemake staging` with the same config"
-        )
+        raise UserError(unstaged_message(study))
     checkpoints, points, skips = [], [], []
     for model in study.models:
         for scheme in study.schemes:
@@ -39,6 +36,12 @@ def build_manifest(study):
         "points": points,
         "skips": skips,
     }
+
+
+def unstaged_message(study):
+    """What has to be staged first, and how."""
+    names = ", ".join(f"{name!r} of {kind}" for kind, name in study.unstaged)
+    return f"not staged yet: {names}; on a machine with network run `snakemake staging` with the same config"
 
 
 def requirements(environment):

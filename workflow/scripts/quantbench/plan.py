@@ -4,6 +4,9 @@ from statistics import median
 
 from quantbench.points import JOB_OF_STAGE
 
+# Parameters that place a point within a sweep: where one differs it is another point, not a changed one.
+PLACE = ("batch_size", "input_tokens", "output_tokens", "load", "rate_per_s", "concurrency", "m", "n", "k", "task")
+
 
 def plan_text(manifest, store):
     """The plan as text: checkpoints and points missing per gpu and variant with the reason, skips, estimated time."""
@@ -13,14 +16,14 @@ def plan_text(manifest, store):
     unique = {point["key"]: point for point in manifest["points"]}
     missing = [point for key, point in unique.items() if key not in known]
     lines += ["", f"points: {len(unique) - len(missing)} of {len(unique)} measured, {len(missing)} missing"]
-    groups = {}
+    groups, reason = {}, _reasons(manifest, store, known)
     for point in missing:
         name = (
             "/".join(filter(None, (point["model"], point["scheme"]))) if point["stage"] not in ("gemm", "probe") else ""
         )
         groups.setdefault((point["gpu"], name, point["stage"]), []).append(point)
     for (gpu, variant, stage), points in groups.items():
-        why = _why(points, known)
+        why = "; ".join(sorted({reason(point) for point in points}))
         lines.append(f"  {gpu:<6} {variant:<24} {stage:<11} {len(points):>4} missing: {why}")
     lines += _failure_lines(unique, known)
     for skip in manifest["skips"]:
@@ -30,29 +33,48 @@ def plan_text(manifest, store):
     return "\n".join(lines + _time_lines(missing, known, store.read_runs()))
 
 
-def why_missing(identity, stored):
-    """Why a point is not in the store: 'new', or the fields in which the nearest stored point of its stage differs.
+def why_missing(identity, given_up):
+    """Why a point is not in the store: 'new', or the fields in which the nearest point that it takes the place of differs.
 
-    identity  of the missing point
-    stored    identities of the store's points
+    identity  of the missing point, its checkpoint as the checkpoint's identity
+    given_up  identities, likewise, of stored points that the study asks for no longer
     """
-    best = None
-    for other in stored:
-        if other["stage"] != identity["stage"] or other["gpu"] != identity["gpu"]:
-            continue
-        changed = _changed_fields(other, identity)
-        if best is None or len(changed) < len(best):
-            best = changed
-    # Another point of the sweep differs in its parameters, as points of a sweep do: that is no change, it is new.
-    if best is None or any(field.startswith("params.") for field in best):
-        return "new"
-    return "changed: " + ", ".join(best)
+    differences = [_changed_fields(other, identity) for other in given_up if _same_place(other, identity)]
+    return f"changed: {', '.join(min(differences, key=len))}" if differences else "new"
 
 
-def _why(points, known):
-    stored = [record["identity"] for record in known.values()]
-    reasons = {why_missing(point["identity"], stored) for point in points}
-    return "; ".join(sorted(reasons))
+def _reasons(manifest, store, known):
+    """A function that says why a point of the manifest is missing."""
+    checkpoints = {entry["key"]: entry["identity"] for entry in manifest["checkpoints"]}
+    wanted = {point["key"] for point in manifest["points"]}
+
+    def whole(identity):
+        name = identity.get("checkpoint")
+        if name and name not in checkpoints:
+            kind = next((kind for kind in ("checkpoints", "models") if store.has_folder(kind, name)), None)
+            checkpoints[name] = store.read_folder(kind, name)["identity"] if kind else None
+        return {**identity, "checkpoint": checkpoints[name]} if name else identity
+
+    given_up = {}
+    for key, record in known.items():
+        if key not in wanted:
+            given_up.setdefault(_place(record["identity"]), []).append(whole(record["identity"]))
+    return lambda point: why_missing(whole(point["identity"]), given_up.get(_place(point["identity"]), []))
+
+
+def _place(identity):
+    """What tells a point from the others of its study, but for its variant."""
+    return identity["stage"], identity["gpu"], *(identity["params"].get(name) for name in PLACE)
+
+
+def _same_place(old, new):
+    """Whether two points differ in nothing that makes them two points of one study rather than one point changed."""
+    before, after = old.get("checkpoint"), new.get("checkpoint")
+    if before and after and ("recipe" in before) != ("recipe" in after):
+        return False
+    if before and after and before.get("model") != after.get("model"):
+        return False
+    return _place(old) == _place(new) and bool(old.get("format")) == bool(new.get("format"))
 
 
 def _changed_fields(old, new, place=""):
@@ -62,8 +84,9 @@ def _changed_fields(old, new, place=""):
         if isinstance(before, dict) and isinstance(after, dict):
             fields += _changed_fields(before, after, f"{place}{name}.")
         elif before != after:
-            short = "" if name == "checkpoint" else f" {before} -> {after}"
-            fields.append(f"{place}{name}{short}")
+            # Digests and lists say nothing to a reader.
+            plain = all(len(str(value)) <= 32 and not isinstance(value, list | dict) for value in (before, after))
+            fields.append(f"{place}{name} {before} -> {after}" if plain else f"{place}{name}")
     return fields
 
 

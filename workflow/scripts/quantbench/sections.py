@@ -25,6 +25,29 @@ class Context:
         self.models = [model["name"] for model in self.study["models"]]
         self.summary = decision.summarize(tables, self.baseline, self.confidence)
         self.decisions = decision.choose(self.summary)
+        self.promises = self._promises()
+
+    def _promises(self):
+        """{scheme: what it does instead of what it promises}, with the gpu where the study has several."""
+        broken = {}
+        for entry in self.summary:
+            words = decision.broken_promise(entry)
+            if words:
+                gpus = broken.setdefault(entry["scheme"], {}).setdefault(words, [])
+                gpus += [entry["gpu"]] if entry["gpu"] not in gpus else []
+        several = len(self.study["gpus"]) > 1
+        return {
+            scheme: "; ".join(
+                f"{words}{f' on {display.listed(gpus)}' if several else ''}" for words, gpus in said.items()
+            )
+            for scheme, said in broken.items()
+        }
+
+    def loses(self, gpu, model, scheme):
+        """Whether the scheme's accuracy is worse than the baseline's, on any task."""
+        mine = (e for e in self.summary if (e["gpu"], e["model"], e["scheme"]) == (gpu, model, scheme))
+        found = [found.get("words", "") for entry in mine for found in entry["accuracy"] if found["decides"]]
+        return any(words.startswith("worse") for words in found)
 
     def section(self, stage, title, intro, groups, asked=None, notices=()):
         asked = asked or stage
@@ -38,7 +61,11 @@ class Context:
             "intro": intro.format(ci=f"{100 * self.confidence:g}", baseline=self.baseline),
             "missing": missing,
             "notices": list(notices) if groups else [],
-            "legend": [{"scheme": scheme, **look} for scheme, look in self.look.items() if scheme in present],
+            "legend": [
+                {"scheme": scheme, "promise": self.promises.get(scheme), **look}
+                for scheme, look in self.look.items()
+                if scheme in present
+            ],
             "groups": groups,
         }
 

@@ -51,21 +51,23 @@ def _batches(context, stage):
                 gains.append(point(scheme, batch, gain, display.factor))
         kicker = f"{gpu} · {model} · {inputs} tokens in, {outputs} out"
         groups.append(
-            {"kicker": kicker, **_batch_group(context, stage, context.in_order(made), context.in_order(gains))}
+            {
+                "kicker": kicker,
+                **_batch_group(context, stage, gpu, model, context.in_order(made), context.in_order(gains)),
+            }
         )
     return groups
 
 
-def _batch_group(context, stage, made, gains):
+def _batch_group(context, stage, gpu, model, made, gains):
     batches = [row["x"] for row in made]
     if stage == "latency":
         (unit, size), title = display.time_unit(max(row["value"] for row in made)), "Time per batch"
-        heading = _heading(context, gains, min(batches), f"At batch {min(batches)}", "is {gain} as fast as {base}")
+        batch, how = min(batches), "is {gain} as fast as {base}"
     else:
         (unit, size), title = ("tokens/s", 1), "Tokens per second"
-        heading = _heading(
-            context, gains, max(batches), f"At batch {max(batches)}", "has {gain} the throughput of {base}"
-        )
+        batch, how = max(batches), "has {gain} the throughput of {base}"
+    heading = _heading(context, gpu, model, gains, batch, f"At batch {batch}", how)
     chart = charts.lines(
         rescaled(made, size), context.look, x_title="batch size", y_title=f"{unit}, log scale", log=True
     )
@@ -80,8 +82,11 @@ def _batch_group(context, stage, made, gains):
     return {"heading": heading, "panels": panels, "notes": [], "numbers": numbers}
 
 
-def _heading(context, gains, x, where, how):
-    """What a comparison at one x says: the best gain whose interval leaves 1 behind, or that there is none."""
+def _heading(context, gpu, model, gains, x, where, how):
+    """What a comparison at one x says: the best gain whose interval leaves 1 behind, or that there is none.
+
+    Where the best one loses accuracy it says so, and which is the best of those that do not.
+    """
     here = [row for row in gains if row["x"] == x]
     if not here:
         return f"{where}, nothing stands beside {context.baseline} to compare"
@@ -89,7 +94,13 @@ def _heading(context, gains, x, where, how):
     if not better:
         return f"{where}, no scheme is measurably better than {context.baseline}"
     best = max(better, key=lambda row: row["value"])
-    return f"{where}, {best['scheme']} " + how.format(gain=display.factor(best["value"]), base=context.baseline)
+    said = f"{where}, {best['scheme']} " + how.format(gain=display.factor(best["value"]), base=context.baseline)
+    if not context.loses(gpu, model, best["scheme"]):
+        return said
+    kept = [row for row in better if not context.loses(gpu, model, row["scheme"])]
+    best = max(kept, key=lambda row: row["value"], default=None)
+    without = f"without one {best['scheme']}, {display.factor(best['value'])}" if best else "no other is better"
+    return f"{said} with a loss of accuracy, {without}"
 
 
 def _rate(work, estimate):
@@ -106,11 +117,11 @@ def serving(context):
     groups, keys = [], ["gpu", "model", "input_tokens_asked", "output_tokens_asked", "load"]
     for (gpu, model, inputs, outputs, load), frame in context.grouped("serving", keys):
         kicker = f"{gpu} · {model} · {inputs} tokens in, {outputs} out · by {SERVING_LOADS[load][1]}"
-        groups.append({"kicker": kicker, **_load_group(context, load, frame)})
+        groups.append({"kicker": kicker, **_load_group(context, gpu, model, load, frame)})
     return context.section("serving", "Serving", intro, groups)
 
 
-def _load_group(context, load, frame):
+def _load_group(context, gpu, model, load, frame):
     column, x_title, where = SERVING_LOADS[load]
     samples = {
         (scheme, x, name): (part[name] - part["scheduled_s"]).drop_nulls().to_list()
@@ -141,7 +152,8 @@ def _load_group(context, load, frame):
         for (scheme, x, name), values in samples.items()
         if base and values and (name, x) == ("finished_s", most) and scheme != context.baseline
     ]
-    heading = _heading(context, gains, most, where.format(x=most), "gives the median answer {gain} as fast as {base}")
+    how = "gives the median answer {gain} as fast as {base}"
+    heading = _heading(context, gpu, model, gains, most, where.format(x=most), how)
     fewest = min(len(values) for values in samples.values())
     caveat = f"The p99 of {fewest} requests is little more than the slowest one. It takes {P99_REQUESTS} and more."
     titles = [shown["title"] for shown in panels]
@@ -156,9 +168,10 @@ def _load_group(context, load, frame):
 
 def kernels(context):
     intro = (
-        "Matrix products alone, timed through the engine's own layer. Point: measured. Tick: the least time that the "
-        "bandwidth and the matrix rate measured on this device allow, whichever is longer. The line between the two is "
-        "what the kernel leaves unused."
+        "Each line is one layer's matrix product in one scheme, alone, timed through the engine's own layer. The point "
+        "is the time measured. The tick is its floor, the least time that this device allows: the time to move its "
+        "data at its measured bandwidth, or to multiply at its measured rate, whichever is longer. The longer the "
+        "line between the two, the more the kernel leaves unused."
     )
     groups = []
     for (gpu, model), frame in context.grouped("gemm", ["gpu", "model"]):
@@ -167,10 +180,15 @@ def kernels(context):
 
 
 def _product_group(context, frame):
-    panels, table, reached = [], [], []
+    panels, table, reached, shared = [], [], [], []
     for (m,), at_m in sorted(parts(frame, ["m"]), key=lambda item: item[0]):
         rows = []
+        measured = {place: part["latency_s"].to_list() for place, part in parts(at_m, ["scheme", "layer"])}
         for (scheme, layer), part in parts(at_m, ["scheme", "layer"]):
+            # A layer that no scheme quantizes is one point of the study, drawn once.
+            if scheme != context.baseline and measured[scheme, layer] == measured.get((context.baseline, layer)):
+                shared.append(layer)
+                continue
             row = point(scheme, m, median_ci(part["latency_s"].to_list(), context.confidence), display.seconds)
             floor = part["floor_s"][0]
             used = None if floor is None else floor / row["value"]
@@ -185,6 +203,11 @@ def _product_group(context, frame):
         panels.append(panel(f"M = {m} {'token' if m == 1 else 'tokens'} at once", chart, said))
     columns = ["scheme", "layer", "M", "kernel", "measured", "floor", "of the roofline"]
     heading, notes = _reached(reached)
+    if shared:
+        left = display.listed(dict.fromkeys(shared))
+        notes.append(
+            f"{left}: left in 16 bits by the other schemes too, so measured once and shown for {context.baseline}."
+        )
     return {"heading": heading, "panels": panels, "notes": notes, "numbers": {"columns": columns, "rows": table}}
 
 
@@ -198,8 +221,9 @@ def _reached(reached):
     if beyond:
         more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
         notes.append(
-            f"Faster than the floor, which cannot be: {'; '.join(beyond[:3])}{more}. There the measured ceilings are "
-            "too low for this shape (a product that stays in cache, say), so its floor says nothing."
+            f"Faster than the floor, left of the tick, which cannot be: {'; '.join(beyond[:3])}{more}. There "
+            "the measured ceilings are too low for this shape (a product that stays in cache, say), so its floor says "
+            "nothing."
         )
     if not possible:
         return "Time of each layer's matrix product", notes

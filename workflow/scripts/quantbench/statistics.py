@@ -4,6 +4,7 @@ Baseline first, always: a difference is `value - baseline`, a ratio is `value / 
 same data give the same interval. A sample too small for an interval gives None, not a guess.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -31,7 +32,7 @@ def quantile_ci(values, q, confidence=0.95):
     estimate = float(np.quantile(values, q))
     if len(values) < 2:
         return estimate, None, None
-    return estimate, *_interval(_resampled_quantiles(np.random.default_rng(SEED), values, q), confidence)
+    return estimate, *_interval(_resampled_quantiles(values, q, stream=0), confidence)
 
 
 def narrow_enough(values, repeats):
@@ -65,10 +66,8 @@ def ratio_of_quantiles_ci(baseline, values, q, confidence=0.95):
     ratio = float(np.quantile(values, q) / np.quantile(baseline, q))
     if min(len(baseline), len(values)) < 2:
         return ratio, None, None
-    # One generator for both: drawn from two equal seeds, the two resamples would follow each other.
-    rng = np.random.default_rng(SEED)
-    below = _resampled_quantiles(rng, baseline, q)
-    return ratio, *_interval(_resampled_quantiles(rng, values, q) / below, confidence)
+    below, above = _resampled_quantiles(baseline, q, stream=0), _resampled_quantiles(values, q, stream=1)
+    return ratio, *_interval(above / below, confidence)
 
 
 def wilson(successes, n, confidence=0.95):
@@ -218,22 +217,30 @@ def _interval(resampled, confidence):
     return float(low), float(high)
 
 
-def _resampled_quantiles(rng, values, q):
-    """Quantile q of RESAMPLES bootstrap resamples, drawn without making the resamples (David and Nagaraja 2003, 2.1).
+def _resampled_quantiles(values, q, stream):
+    """Quantile q of RESAMPLES bootstrap resamples. Two of one number of values and one stream follow each other."""
+    lower, upper, weight = _quantile_ranks(len(values), q, stream)
+    values = np.sort(values)
+    return values[lower] + weight * (values[upper] - values[lower])
 
-    A resample is n uniform draws u, each taking the value at rank floor(n u). Its k-th smallest value is therefore that
-    at the k-th smallest u, which is Beta(k, n + 1 - k); given the (k+1)-th, the largest of the k below it is that times
-    v^(1/k), v uniform. The cost does not depend on n.
+
+@functools.lru_cache(maxsize=32)
+def _quantile_ranks(n, q, stream):
+    """(lower, upper, weight): from which ranks of n >= 2 sorted values the quantile of each resample is interpolated.
+
+    The resamples are not made (David and Nagaraja 2003, 2.1). Each is n uniform draws u, a draw taking the value at
+    rank floor(n u), so its k-th smallest value is that at the k-th smallest u, which is Beta(k, n + 1 - k); given the
+    one above, the largest of the k below it is that times v^(1/k), v uniform.
     """
-    values, n = np.sort(values), len(values)
     below = math.floor((n - 1) * q)
     weight = (n - 1) * q - below
     if below == n - 1:
         below, weight = n - 2, 1.0
+    rng = np.random.default_rng([SEED, stream])
     upper = rng.beta(below + 2, n - 1 - below, RESAMPLES)
     lower = upper * rng.random(RESAMPLES) ** (1 / (below + 1))
-    at = [values[np.minimum((n * u).astype(int), n - 1)] for u in (lower, upper)]
-    return at[0] + weight * (at[1] - at[0])
+    ranks = [np.minimum((n * u).astype(int), n - 1) for u in (lower, upper)]
+    return *ranks, weight
 
 
 def _in_blocks(rng, n, statistic):

@@ -108,9 +108,12 @@ class Store:
             for path in partial.rglob("*"):
                 # Toolkits write some files with mode 0600; a shared store has to be readable.
                 path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
-            with contextlib.suppress(OSError):
-                # A second process may have finished the same entry first: identical by construction, so keep theirs.
+            try:
                 partial.rename(final)
+            except OSError:
+                # A second process may have finished the same entry first: identical by construction, so keep theirs.
+                if not (final / "quantbench.json").exists():
+                    raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -123,7 +123,7 @@ def _source_faults(study):
     for i, entry in enumerate(study.config["models"]):
         try:
             source = sources.parse(entry["source"], "model")
-            identity = sources.model_identity(source, pins, digest)
+            identity = sources.model_identity(source, pins, digest, entry["trust_remote_code"])
             config = (
                 _staged_json(study, "models", identity, "config.json") if source.path is None else _local_config(source)
             )

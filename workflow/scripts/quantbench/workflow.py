@@ -158,6 +158,7 @@ class Workflow:
                 "hub": source.name,
                 "revision": source.revision,
                 "subset": entry.get("subset"),
+                "trust_remote_code": entry.get("trust_remote_code", False),
                 "identity": entry["identity"],
             }
 

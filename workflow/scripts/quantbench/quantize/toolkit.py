@@ -6,7 +6,9 @@ without a word, and fails on a model that is quantized already with an Attribute
 
 import difflib
 import importlib
+import json
 import sys
+from pathlib import Path
 
 import torch
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
@@ -42,7 +44,9 @@ def quantize(model_path, recipe, calibration, texts, folder):
     model = load_model(model_path)
     shapes = layers_to_quantize(model, recipe["targets"], recipe["ignore"])
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    tokenizer = AutoTokenizer.from_pretrained(model_path, local_files_only=True, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_path, local_files_only=True, trust_remote_code=remote_code_allowed(model_path)
+    )
     rows = None
     if texts is not None:
         vocabulary = model.get_input_embeddings().num_embeddings
@@ -55,7 +59,7 @@ def quantize(model_path, recipe, calibration, texts, folder):
         dataset=batches(rows) if rows else None,
         num_calibration_samples=len(rows or []),
         shuffle_calibration_samples=False,
-        trust_remote_code_model=False,
+        trust_remote_code_model=remote_code_allowed(model_path),
     )
     smoothed = any(name not in QUANTIZING for modifier in recipe["modifiers"] for name in modifier)
     sqnr_db = None if smoothed else signal_to_noise_db(model, model_path, shapes)
@@ -65,13 +69,19 @@ def quantize(model_path, recipe, calibration, texts, folder):
     return {"parameters": parameters, "device": device, "shapes": shapes, "sqnr_db": sqnr_db}
 
 
+def remote_code_allowed(path):
+    """Whether the study said so of this model: staging has then brought its code along, and its identity says it."""
+    record = Path(path) / "quantbench.json"
+    return record.exists() and json.loads(record.read_text())["identity"].get("code", False)
+
+
 def load_model(path):
     """The model in its own number type, from safetensors alone; UserError for missing, infinite or NaN weights."""
     model, report = AutoModelForCausalLM.from_pretrained(
         path,
         dtype="auto",
         local_files_only=True,
-        trust_remote_code=False,
+        trust_remote_code=remote_code_allowed(path),
         use_safetensors=True,
         output_loading_info=True,
     )
