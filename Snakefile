@@ -14,6 +14,7 @@ rule all:
     default_target: True
     input:
         pointers(),
+        table_files(),
         report_files(),
 
 

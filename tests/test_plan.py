@@ -114,6 +114,17 @@ def test_a_longer_sweep_is_new_and_a_changed_setting_is_named(config):
     assert lines["cpu tiny/int8-online", "serving"][0] == 2
 
 
+def test_a_scheme_more_is_new_even_beside_a_likeness_of_it(config):
+    config["calibration"] = {"dataset": "arithmetic", "samples": 16}
+    manifest, store = study_of(config)
+    keep(manifest, store)
+    config["schemes"].append("gptq-int4")
+    # its matrix products are rtn-int4's, whose format it has
+    lines = missing_lines(plan_text(*study_of(config)))
+    assert {variant for variant, _ in lines} == {"cpu tiny/gptq-int4"}
+    assert {why for _, why in lines.values()} == {"new"}
+
+
 def test_a_failed_point_is_measured_and_its_reason_is_shown(config):
     manifest, store = study_of(config)
     keep(manifest, store, lambda point: point["scheme"] != "rtn-int4")

@@ -124,11 +124,11 @@ def test_kernels_that_broke_their_promise_are_named(study, rendered):
 def test_a_label_is_in_the_legends_and_names_the_gpu_where_there_are_several(study, rendered):
     computes = study[1]["kernels"].filter(gpu="cpu", scheme="rtn-int4", verdict="computes_other")["computes"][0]
     said = f"computes {computes}, not w4a16"
-    for html, where in ((rendered[0], " on cpu"), (render(*only(study, gpus=["cpu"]))[0], "")):
+    for html, where in ((rendered[0], "on cpu "), (render(*only(study, gpus=["cpu"]))[0], "")):
         for name in ("latency", "throughput", "serving", "accuracy", "perplexity", "gemm"):
             legend = html.split(f'<section id="{name}"')[1].split("</section>")[0].split("</ul>")[0]
             (entry,) = [entry for entry in legend.split("<li>") if "</svg>rtn-int4 " in entry]
-            assert f'<span class="promise">{said}{where}</span>' in entry
+            assert f'<span class="promise">{where}{said}</span>' in entry
     # On the h200 alone it keeps its promise, and so does the scheme beside it everywhere.
     html, _ = render(*only(study, gpus=["h200"]))
     assert "rtn-int4</li>" in html and said not in html

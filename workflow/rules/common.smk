@@ -1,12 +1,14 @@
 """The study, its jobs, and the few functions that rules need."""
 
+import os
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
-sys.path.insert(0, str(SCRIPTS))
+# Relative, since Snakemake remembers inputs by their path: a moved checkout is the same checkout.
+SCRIPTS = Path(os.path.relpath(Path(workflow.basedir) / "workflow" / "scripts"))
+sys.path.insert(0, str(SCRIPTS.resolve()))
 
 from quantbench.errors import UserError
 from quantbench.manifest import unstaged_message
@@ -27,6 +29,11 @@ wildcard_constraints:
     gpu="[^/]+",
     model="[^/]+",
     scheme="[^/]+",
+
+
+def config_text(wildcards):
+    """What decides the study's points; a function, or Snakemake would read braces in it as wildcards."""
+    return STUDY.config_text()
 
 
 def job(name):

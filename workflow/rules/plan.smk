@@ -13,7 +13,7 @@ rule list_points:
     output:
         f"results/{STUDY.study.name}/manifest.json",
     params:
-        config=STUDY.config_text(),
+        config=config_text,
         digest=STUDY.manifest_digest(),
     shell:
         "{sys.executable:q} {SCRIPTS}/list_points.py --config={params.config:q} --output={output:q}"
@@ -23,6 +23,6 @@ rule plan:
     input:
         [] if STUDY.planned else refuse_unstaged,
     params:
-        config=STUDY.config_text(),
+        config=config_text,
     shell:
         "{sys.executable:q} {SCRIPTS}/plan.py --config={params.config:q}"

@@ -18,7 +18,8 @@ rule render_report:
         html=f"reports/{STUDY.study.name}.html",
         summary=f"reports/{STUDY.study.name}.summary.json",
     params:
-        title=STUDY.study.config["title"],
+        # A function, or Snakemake would read braces in it as wildcards.
+        title=lambda wildcards: STUDY.study.config["title"],
     shell:
         "{sys.executable:q} {SCRIPTS}/render_report.py --manifest={input.manifest:q} --title={params.title:q}"
         " --tables=results/{STUDY.study.name}/tables --output={output.html:q} --summary={output.summary:q}"

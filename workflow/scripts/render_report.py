@@ -9,7 +9,7 @@ study, title, baseline   as the config has them
 answer   one per gpu and model: gpu, model, scheme (null: nothing can be said), metric (what "faster" means there), gain
          over the baseline with low and high, sentence, latency (null, or the choice at the smallest batch at which it
          differs, else at the smallest: scheme, label, differs, batch_size, gain, low, high, stops_at, sentence),
-         uncertain: sentences on what the study may have missed, left_out: a sentence on schemes without numbers, or null
+         uncertain: sentences on what the study may have missed, left_out: null or a sentence on schemes without numbers
 schemes  one per gpu, model and scheme: status, reason, chosen, computes (what its kernels really did)
          throughput_gain, latency_gain   {batch_size, gain, low, high, words}: times faster than the baseline, at the
                                          largest and the smallest batch that both ran

@@ -38,7 +38,7 @@ class Context:
         several = len(self.study["gpus"]) > 1
         return {
             scheme: "; ".join(
-                f"{words}{f' on {display.listed(gpus)}' if several else ''}" for words, gpus in said.items()
+                f"{f'on {display.listed(gpus)} ' if several else ''}{words}" for words, gpus in said.items()
             )
             for scheme, said in broken.items()
         }

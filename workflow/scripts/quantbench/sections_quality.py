@@ -151,7 +151,8 @@ def _size_group(context, mine):
     for row in mine:
         text, bits = display.amount(row["bytes"], "B"), row["bits_per_weight"]
         table.append([row["scheme"], text, display.MISSING if bits is None else f"{bits:.2f}"])
-        label = text if bits is None else f"{text}, {bits:.1f} bits per weight"
+        # Short, for it has to fit beside the longest bar on a phone.
+        label = text if bits is None else f"{text}, {bits:.1f} bits"
         rows.append({"scheme": row["scheme"], "value": row["bytes"] / size, "label": label, "text": label})
     least = min(mine, key=lambda row: row["bytes"])
     base = next((row for row in mine if row["scheme"] == context.baseline), None)
@@ -159,5 +160,5 @@ def _size_group(context, mine):
     if base and base["bytes"] > least["bytes"]:
         heading += f", {display.share(least['bytes'] / base['bytes'], 0)} of {context.baseline}"
     numbers = {"columns": ["scheme", "size", "bits per weight"], "rows": table}
-    panels = [panel("Size on disk", charts.bars(rows, context.look, x_title=unit), rows)]
+    panels = [panel("Size on disk, and bits per weight", charts.bars(rows, context.look, x_title=unit), rows)]
     return {"heading": heading, "panels": panels, "notes": [], "numbers": numbers}
