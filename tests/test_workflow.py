@@ -234,6 +234,19 @@ def test_a_dry_run_shows_the_jobs_and_starts_none(checkout, profile):
         assert re.search(r"slurm_partition=cpu.*gres=gpu:cpu:1|gres=gpu:cpu:1.*slurm_partition=cpu", run.text)
 
 
+def test_a_dry_run_beside_a_run_in_progress_takes_nothing_from_it(checkout):
+    checkout.config["latency"]["batch_sizes"] = [1, 2]
+    pointer = checkout.results / "engine/cpu/tiny/bf16.json"
+    lock = checkout.folder / ".snakemake/locks/0.output.lock"
+    lock.parent.mkdir(exist_ok=True)
+    lock.write_text("")
+    checkout.done("-n")
+    assert pointer.exists()
+    lock.unlink()
+    checkout.done("-n")
+    assert not pointer.exists()
+
+
 def test_an_invalid_config_is_refused_before_anything_is_written(checkout):
     checkout.write_config()
     before = files(checkout.folder)

@@ -20,7 +20,8 @@ try:
 except UserError as error:
     raise WorkflowError(str(error))
 
-if workflow.is_main_process:
+# Not beside a run in progress (a dry run may be): that one still waits for its pointers.
+if workflow.is_main_process and not any(Path(".snakemake/locks").glob("*")):
     STUDY.forget_pointers()
 
 
