@@ -179,7 +179,8 @@ def fail(error):
         return run("bf16", tokens=(1, 2))
     except Exception as crash:
         return [f"{type(crash).__name__}: {crash}"]
-errors = [torch.OutOfMemoryError("CUDA out of memory. Tried"), ValueError("Failed to find a kernel that can implement the X linear layer. Reasons: \\n"),
+errors = [torch.OutOfMemoryError("CUDA out of memory. Tried"),
+          ValueError("Failed to find a kernel that can implement the X linear layer.\\n"),
           RuntimeError("Quantization scheme is not supported for the current GPU. Min capability: 89."),
           RuntimeError("illegal memory access"), ValueError("odd")]
 print(json.dumps([fail(error) for error in errors]))

@@ -78,7 +78,10 @@ def _caption(context):
 def _repeats(repeats):
     if not repeats:
         return ""
-    return f" Speeds are medians of {repeats['least']} to {repeats['most']} repeats."
+    return (
+        f" Speeds are medians of {repeats['least']} to {repeats['most']} repeats within one engine start: the same engine "
+        "started again may differ by more than these intervals say."
+    )
 
 
 def _columns(context, tasks):
