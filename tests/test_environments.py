@@ -56,8 +56,8 @@ def test_a_line_that_pins_nothing_is_refused(line, requirements):
 
 def test_the_fallback_index_is_a_comment(requirements):
     assert fallback_index(requirements) is None
-    requirements.write_text("# fallback-index: https://host/simple\ntorch==2.13.0\n")
-    assert fallback_index(requirements) == "https://host/simple"
+    requirements.write_text("# fallback-index: https://host/whl/cpu\ntorch==2.13.0\n")
+    assert fallback_index(requirements) == "https://host/whl/cpu"
 
 
 def test_versions_of_the_engine_and_of_the_toolkit(requirements):

@@ -82,7 +82,7 @@ def missing(manifest, tables):
         add(skip, "skipped", skip["stage"])
     for table in STAGES:
         for row in _rows(tables, table, ok=False):
-            # Without a run nothing was tried: tabulate repeats the plan's skips, which stand above already.
+            # Without a run nothing was tried: the tables repeat the plan's skips, which stand above already.
             if row["run_id"] is not None:
                 add(row, row["status"], table)
     groups = []

@@ -49,7 +49,7 @@ class Store:
         return {path.stem: json.loads(path.read_text()) for path in paths}
 
     def write_point(self, identity, *, status, rows, run_id, reason=None, measured_s=None):
-        """Keep one measured point. `rows` are dicts without keys; tabulate adds gpu, model, scheme and run_id.
+        """Keep one measured point. `rows` are dicts without keys; build_tables adds gpu, model, scheme and run_id.
 
         Raises ValueError for an unknown status, or a status other than ok without a reason.
         """
