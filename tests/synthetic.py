@@ -14,6 +14,7 @@ import random
 from pathlib import Path
 
 from quantbench.keys import canonical_json, key
+from quantbench.points import JOB_OF_STAGE
 from quantbench.store import Store, write_atomically
 
 # The entries of config/gpus.yaml, shortened to what tables and report read.
@@ -253,8 +254,7 @@ class Study:
         return add
 
     def _write(self, point, rows, status="ok", reason=None, kernels=None):
-        process = "serving" if point["stage"] == "serving" else "gemm" if point["stage"] == "gemm" else "engine"
-        process = "probe" if point["stage"] == "probe" else process
+        process = JOB_OF_STAGE[point["stage"]]
         names = [part for part in (process, point["gpu"], point["model"], point["scheme"]) if part]
         run_id = "-".join(names)
         run = {"run_id": run_id, "stage": process, "gpu": point["gpu"], "model": point["model"]}

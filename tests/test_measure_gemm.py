@@ -118,7 +118,7 @@ def test_every_format_is_measured_or_says_why_not(tmp_path):
             # Which FP8 a CPU runs hangs on its AMX; whatever runs has to be right.
             assert record["status"] in ("ok", "unsupported")
     [run] = store.read_runs().values()
-    assert run["stage"] == "gemm" and run["points_measured"] == len(points) and run["ended_at"]
+    assert run["stage"] == "measure_gemm" and run["points_measured"] == len(points) and run["ended_at"]
 
     again, _ = run_script(tmp_path, job())
     assert again.returncode == 0 and len(store.read_runs()) == 1, "a second run has nothing to measure"

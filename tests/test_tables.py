@@ -180,18 +180,33 @@ def test_a_folder_without_safetensors_has_no_size(tmp_path):
 
 def test_runs_are_those_of_the_points(study, tables):
     _, store = study
-    store.write_run({"run_id": "of-another-study", "stage": "engine", "gpu": "cpu"})
+    store.write_run({"run_id": "of-another-study", "stage": "measure_engine", "gpu": "cpu"})
     again = build_tables(*study)
     assert again["runs"].equals(tables["runs"])
-    row = rows(tables, "runs", run_id="engine-cpu-tiny-bf16")[0]
+    row = rows(tables, "runs", run_id="measure_engine-cpu-tiny-bf16")[0]
     assert json.loads(row["versions"]) == {"vllm": "0.32.0", "torch": "2.13.0"}
 
 
 def test_points_of_a_killed_process_keep_their_run_id(study):
     manifest, store = study
-    (store.root / "runs" / "engine-cpu-tiny-bf16.json").unlink()
-    (row,) = rows(build_tables(manifest, store), "runs", run_id="engine-cpu-tiny-bf16")
+    (store.root / "runs" / "measure_engine-cpu-tiny-bf16.json").unlink()
+    (row,) = rows(build_tables(manifest, store), "runs", run_id="measure_engine-cpu-tiny-bf16")
     assert (row["gpu"], row["started_at"]) == ("cpu", None)
+
+
+def test_serving_points_that_the_engine_decided_name_no_server(study):
+    manifest, store = study
+    serving = point(manifest, stage="serving", gpu="cpu", scheme="bf16")
+    run_id = store.read_point(point(manifest, stage="load", gpu="cpu", scheme="bf16")["key"])["run_id"]
+    kernels = store.read_point(point(manifest, stage="load", gpu="cpu", scheme="bf16")["key"])["rows"][0]["kernels"]
+    store.write_run(store.read_run(run_id) | {"kernels": kernels})
+    for other in manifest["points"]:
+        if other["stage"] == "serving" and (other["gpu"], other["scheme"]) == ("cpu", "bf16"):
+            store.write_failure(other["identity"], ("invalid", "ran unquantized"), run_id)
+    tables = build_tables(manifest, store)
+    wanted = {"gpu": "cpu", "model": serving["model"], "scheme": "bf16"}
+    assert rows(tables, "kernels", **wanted, stage="engine")
+    assert not rows(tables, "kernels", **wanted, stage="server")
 
 
 def test_what_is_missing_is_counted(study):

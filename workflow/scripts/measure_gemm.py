@@ -33,7 +33,7 @@ def main(argv=None):
 
 def measure(job, store, points, progress):
     """Measure points layer by layer: making and repacking a layer's weights costs more than timing it."""
-    run = new_run("gemm", job)
+    run = new_run("measure_gemm", job)
     check_device(job["gpu_entry"], run["device_name"])
     os.environ.update(engine_environment(job["gpu_entry"]))
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

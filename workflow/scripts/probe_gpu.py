@@ -38,7 +38,7 @@ def main(argv=None):
 def probe(job, store, point):
     """Measure the one point of the job."""
     started = time.perf_counter()
-    run = new_run("probe", job)
+    run = new_run("probe_gpu", job)
     check_device(job["gpu_entry"], run["device_name"])
     os.environ.update(engine_environment(job["gpu_entry"]))
     store.write_run(run)

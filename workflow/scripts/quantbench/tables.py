@@ -42,7 +42,9 @@ def build_tables(manifest, store):
         server = (record["run_id"], point["gpu"], point["model"], point["scheme"])
         if point["stage"] == "serving" and server not in servers:
             servers.add(server)
-            kernels = runs.get(record["run_id"], {}).get("kernels") or []
+            run = runs.get(record["run_id"], {})
+            # Where the engine's start decided the serving points, no server ran, and the run is the engine's.
+            kernels = run.get("kernels") or [] if run.get("stage") == "measure_serving" else []
             # The server named its kernels, whatever became of the load that this point is.
             keys = _keys(point, record) | {"status": "ok", "reason": None}
             rows["kernels"] += _kernel_rows(manifest, keys, kernels, point["scheme"], "server")
