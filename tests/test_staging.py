@@ -84,7 +84,7 @@ def in_store(tmp_path):
 
 def refusal(process):
     """The one message of a staging that the user can mend."""
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "Traceback" not in process.stderr
     return process.stderr.splitlines()[-1]
 

@@ -5,13 +5,12 @@ python workflow/scripts/stage.py --job='{"kind": "model", ...}' --store=results/
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-from quantbench.errors import UserError
 from quantbench.keys import canonical_json
 from quantbench.staging import stage
 from quantbench.store import Store, write_atomically
+from quantbench.supervise import supervised
 
 
 def main(argv=None):
@@ -25,7 +24,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    supervised(main)
