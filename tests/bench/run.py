@@ -1,11 +1,12 @@
 """quantbench against one `vllm bench` command per point: the same plan, model, engine arguments and environment.
 
-    make bench            or: python tests/bench/run.py [--smoke] [--stock]
+    make bench            or: python tests/bench/run.py [--starts N] [--smoke] [--stock]
 
-One study is measured twice, by `snakemake measurements` with a store of its own, and by `vllm bench latency`,
-`throughput` and `serve` (vllm_bench.py). Every other command of theirs runs before ours and the rest after it, so a
-machine that becomes slower or busier favours neither side. Prints a table and writes reports/bench.json. Nothing is
-asserted about time; the exit status is 1 when a command or a point fails.
+One study is measured by `snakemake measurements` with a store of its own, and by `vllm bench latency`, `throughput` and
+`serve` (vllm_bench.py). Both several times, since a start of a process shifts what it measures (agreement.py); every
+other command of theirs runs before ours and the rest after it, so a machine that becomes slower or busier favours
+neither side. Prints a table and writes reports/bench.json. Nothing is asserted about time; the exit status is 1 when a
+command or a point fails.
 """
 
 import argparse
@@ -24,9 +25,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "workflow" / "scripts"))
 
+from agreement import compare, stage_difference, start_spread
 from padded_model import pad_model
 from quantbench.manifest import build_manifest, engine_arguments
-from quantbench.statistics import median_ci
 from quantbench.store import write_atomically
 from quantbench.study import ROOT, load_study
 from quantbench.supervise import supervised
@@ -43,6 +44,7 @@ STAGES = ("latency", "throughput", "serving")
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--starts", type=int, default=2, metavar="N", help="times that either side measures the plan")
     parser.add_argument("--smoke", action="store_true", help="one point of each kind, to see that the benchmark works")
     parser.add_argument(
         "--stock", action="store_true", help="`vllm bench` samples at temperature 1, as it does by itself"
@@ -53,7 +55,7 @@ def main(argv=None):
     shutil.rmtree(LOGS, ignore_errors=True)
     LOGS.mkdir(parents=True)
     with tempfile.TemporaryDirectory(prefix="quantbench-bench-") as folder:
-        result = compare(Path(folder), python, options.smoke, options.stock)
+        result = measure(Path(folder), python, options)
     write_atomically(OUTPUT, json.dumps(result, indent=2))
     print("\n".join(["", *report(result), "", f"all values: {OUTPUT.relative_to(ROOT)}"]))
 
@@ -64,22 +66,43 @@ def engine_python():
     return ROOT / subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() / "bin/python"
 
 
-def compare(folder, python, smoke, stock):
-    """Measure the plan on both sides; `folder` takes the model, the store and a copy of the checkout."""
+def measure(folder, python, options):
+    """Measure the plan on both sides; `folder` takes the model, the stores and copies of the checkout."""
     model = folder / "model"
     pad_model(ROOT / "resources" / "tiny" / "model", model)
-    config = plan(model, folder / "store", smoke)
+    rounds = [measure_once(folder / f"start-{number}", model, python, options) for number in range(options.starts)]
+    labels = [(point["stage"], point["point"]) for point in rounds[0]["points"]]
+    found = [{(point["stage"], point["point"]): point for point in one["points"]} for one in rounds]
+    points = [
+        {"stage": label[0], "point": label[1]}
+        | {side: [one[label][side] for one in found] for side in ("ours", "theirs")}
+        for label in labels
+    ]
+    return {
+        "rows": compare(points),
+        "spread": {side: start_spread(points, side) for side in ("ours", "theirs")},
+        "stock": options.stock,
+        "rounds": [{key: value for key, value in one.items() if key != "points"} for one in rounds],
+        "cores": len(os.sched_getaffinity(0)),
+    }
+
+
+def measure_once(folder, model, python, options):
+    """One start of either side: what they measured, point by point, and what it took."""
+    logs = LOGS / folder.name
+    logs.mkdir()
+    config = plan(model, folder / "store", options.smoke)
     study = load_study(config)
     points = [point for point in build_manifest(study)["points"] if point["stage"] in STAGES]
     (gpu,), (name,), (scheme,) = study.gpus.values(), study.models, study.schemes
-    theirs = VllmBench(python, model, engine_arguments(study, name, scheme), gpu, LOGS, stock)
+    theirs = VllmBench(python, model, engine_arguments(study, name, scheme), gpu, logs, options.stock)
     load_before = os.getloadavg()[0]
     measured = {}
 
     def run_theirs(some):
         for point in some:
             label = describe(point["stage"], point["identity"]["params"])
-            print(f"vllm bench: {label}", file=sys.stderr, flush=True)
+            print(f"{folder.name}: vllm bench: {label}", file=sys.stderr, flush=True)
             began = time.monotonic()
             found = theirs.measure(
                 point["stage"], point["identity"]["params"], label.replace(" ", "-").replace("/", "")
@@ -87,27 +110,26 @@ def compare(folder, python, smoke, stock):
             measured[point["key"]] = found | {"total_s": time.monotonic() - began}
 
     run_theirs(points[0::2])
-    print("quantbench: snakemake measurements", file=sys.stderr, flush=True)
-    ours_s = run_study(config, folder / "checkout")
+    print(f"{folder.name}: quantbench: snakemake measurements", file=sys.stderr, flush=True)
+    ours_s = run_study(config, folder / "checkout", logs)
     run_theirs(points[1::2])
 
-    rows = []
+    pairs = []
     for point in points:
         stored = study.store.read_point(point["key"])
         if stored is None or stored["status"] != "ok":
             raise RuntimeError(f"quantbench did not measure {point['identity']['params']}: {stored}")
-        values = our_values(point["stage"], stored["rows"])
-        for metric, theirs_values in measured[point["key"]]["values"].items():
+        ours = our_values(point["stage"], stored["rows"])
+        for metric, values in measured[point["key"]]["values"].items():
             label = f"{describe(point['stage'], point['identity']['params'])}: {metric}"
-            rows.append({"point": label, **agreement(values[metric], theirs_values)})
+            pairs.append({"stage": point["stage"], "point": label, "ours": ours[metric], "theirs": values})
     runs = list(study.store.read_runs().values())
     walls = Counter()
     for found in measured.values():
         walls.update(found["wall_s"])
     return {
-        "rows": rows,
-        "stock": stock,
-        "points": len(points),
+        "points": pairs,
+        "point_count": len(points),
         "serving_points": sum(point["stage"] == "serving" for point in points),
         "engine_starts": {"ours": sum(run["engine_starts"] for run in runs), "theirs": len(points)},
         "ours_s": ours_s,
@@ -116,7 +138,6 @@ def compare(folder, python, smoke, stock):
         "theirs_s": sum(found["total_s"] for found in measured.values()),
         "theirs_parts_s": walls,
         "load_average": {"before": load_before, "after": os.getloadavg()[0]},
-        "cores": len(os.sched_getaffinity(0)),
         "versions": runs[0]["versions"],
     }
 
@@ -130,9 +151,9 @@ def plan(model, store, smoke):
     return config
 
 
-def run_study(config, checkout):
+def run_study(config, checkout, logs):
     """Wall seconds of `snakemake measurements` in a copy of the checkout, from its start to its end."""
-    checkout.mkdir()
+    checkout.mkdir(parents=True)
     for name in CHECKOUT:
         source = ROOT / name
         if source.is_dir():
@@ -143,13 +164,13 @@ def run_study(config, checkout):
     (checkout / "study.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "snakemake", "measurements", "--configfile", "study.yaml"]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    log, began = LOGS / "snakemake.log", time.monotonic()
+    log, began = logs / "snakemake.log", time.monotonic()
     with open(log, "wb") as file:
         status = subprocess.run(
             command, cwd=checkout, env=environment, stdout=file, stderr=subprocess.STDOUT
         ).returncode
     wall_s = time.monotonic() - began
-    shutil.copytree(checkout / "results", LOGS / "results", dirs_exist_ok=True)
+    shutil.copytree(checkout / "results", logs / "results")
     if status:
         raise RuntimeError(f"snakemake ended with status {status}, see {log}")
     return wall_s
@@ -164,21 +185,6 @@ def our_values(stage, rows):
     return {
         "first token": [row["first_token_s"] - row["sent_s"] for row in rows],
         "latency": [row["finished_s"] - row["sent_s"] for row in rows],
-    }
-
-
-def agreement(ours, theirs):
-    """Medians with intervals, and whether the intervals meet; a single value of theirs has to lie among ours."""
-    (median, low, high), (their_median, their_low, their_high) = median_ci(ours), median_ci(theirs)
-    (low_1, high_1), (low_2, high_2) = (low, high), (their_low, their_high)
-    if their_low is None:
-        low_1, high_1, low_2, high_2 = min(ours), max(ours), their_median, their_median
-    return {
-        "ours": [median, low, high],
-        "theirs": [their_median, their_low, their_high],
-        "difference": median / their_median - 1,
-        "agree": max(low_1, low_2) <= min(high_1, high_2),
-        "values": {"ours": ours, "theirs": theirs},
     }
 
 
@@ -199,46 +205,60 @@ def report(result):
     """Lines of the table and of the sums below it."""
     rows = result["rows"]
     width = max(len(row["point"]) for row in rows)
-    lines = [
-        f"{'point (tokens in/out)':{width}}  {'quantbench, ms':>22}  {'vllm bench, ms':>22}  difference  intervals"
-    ]
-    for row in rows:
-        verdict = "meet" if row["agree"] else "APART"
-        if row["theirs"][1] is None:
-            verdict = "one value, among ours" if row["agree"] else "one value, NOT among ours"
-        lines.append(
-            f"{row['point']:{width}}  {interval(row['ours']):>22}  {interval(row['theirs']):>22}"
-            f"  {row['difference']:+10.1%}  {verdict}"
+    head = f"{'point (tokens in/out)':{width}}  {'quantbench, ms':>22}  {'vllm bench, ms':>22}  {'difference, %':>20}"
+    lines = [head, *(table_row(row, width) for row in rows), ""]
+    for stage, triple in stage_difference(rows).items():
+        spread = " and ".join(
+            f"{side} {100 * result['spread'][side][stage][0] ** 0.5:.1f} %" for side in result["spread"]
         )
-    agreeing = sum(row["agree"] for row in rows)
-    ours_s, theirs_s, parts = result["ours_s"], result["theirs_s"], result["theirs_parts_s"]
-    # Had they kept one server for all serving points, each further start would be saved.
-    servers = max(result["serving_points"], 1)
-    shared_s = theirs_s - parts.get("servers", 0) * (servers - 1) / servers
-    own = result["ours_parts_s"]
-    rest_s = ours_s - sum(own.values())
-    loads = result["load_average"]
+        lines.append(f"all {stage} points: {interval(triple, 100)} % apart; from one start to the next: {spread}")
+    agreeing, jointly = (sum(row[key] for row in rows) for key in ("agree", "agree_jointly"))
     return [
         *lines,
+        f"medians agree: {agreeing} of {len(rows)} within their own 95 % interval, so {len(rows) - agreeing} do not"
+        f" ({0.05 * len(rows):.1f} would not by chance); {jointly} of {len(rows)} at 95 % for all together",
         "",
-        f"medians agree: {agreeing} of {len(rows)}; engine starts for {result['points']} points:"
-        f" quantbench {result['engine_starts']['ours']}, vllm bench {result['engine_starts']['theirs']}",
-        f"quantbench: {ours_s:.0f} s, one `snakemake measurements` from a bare store: {parted(own)},"
-        f" Snakemake, staging and imports {rest_s:.0f} s; the points themselves took {result['ours_loads_s']:.0f} s of it",
-        f"vllm bench: {theirs_s:.0f} s, one command per point: {parted(parts)}"
-        " (servers: a `vllm serve` started and stopped for each serving point)",
-        f"ratio: {theirs_s / ours_s:.1f}; had vllm bench kept one server for all its serving points: {shared_s:.0f} s,"
-        f" ratio {shared_s / ours_s:.1f}",
-        f"{result['cores']} cores, load average {loads['before']:.1f} before and {loads['after']:.1f} after",
+        *(line for number, one in enumerate(result["rounds"]) for line in sums(one, number)),
+        f"{result['cores']} cores. An interval is of the median over starts, {len(result['rounds'])} of either side; the"
+        " variance between starts is pooled over a stage's points.",
         "Both: the same checkpoint, engine arguments, environment, lengths, batch sizes, repeats, request counts, arrival"
-        " times, warm-up; the offline engine in one process. A request counts from when it was sent.",
+        " times; the offline engine in one process. A request counts from when it was sent.",
         "Not the same: " + (STOCK if result["stock"] else GREEDY) + "; only quantbench probes the device.",
     ]
 
 
-def interval(triple):
-    median, low, high = (None if value is None else 1000 * value for value in triple)
-    return f"{median:.1f}" if low is None else f"{median:.1f} [{low:.1f}, {high:.1f}]"
+def table_row(row, width):
+    ours, theirs, difference = (
+        interval(row["ours"], 1e3),
+        interval(row["theirs"], 1e3),
+        interval(row["difference"], 100),
+    )
+    verdict = "" if row["agree"] else "  apart" if row["agree_jointly"] else "  APART"
+    return f"{row['point']:{width}}  {ours:>22}  {theirs:>22}  {difference:>20}{verdict}"
+
+
+def sums(one, number):
+    """What one start of either side took."""
+    ours_s, theirs_s, parts = one["ours_s"], one["theirs_s"], one["theirs_parts_s"]
+    # Had they kept one server for all serving points, each further start would be saved.
+    servers = max(one["serving_points"], 1)
+    shared_s = theirs_s - parts.get("servers", 0) * (servers - 1) / servers
+    own, loads, starts = one["ours_parts_s"], one["load_average"], one["engine_starts"]
+    rest_s = ours_s - sum(own.values())
+    return [
+        f"start {number}: {one['point_count']} points; quantbench {ours_s:.0f} s and {starts['ours']} engine starts, vllm"
+        f" bench {theirs_s:.0f} s and {starts['theirs']}; ratio {theirs_s / ours_s:.1f}",
+        f"  quantbench, one `snakemake measurements` from a bare store: {parted(own)}, Snakemake, staging and imports"
+        f" {rest_s:.0f} s; the points themselves took {one['ours_loads_s']:.0f} s of it",
+        f"  vllm bench, one command per point: {parted(parts)} (servers: a `vllm serve` started and stopped for each"
+        f" serving point); with one server for all of them {shared_s:.0f} s, ratio {shared_s / ours_s:.1f}",
+        f"  load average {loads['before']:.1f} before and {loads['after']:.1f} after",
+    ]
+
+
+def interval(triple, factor):
+    median, low, high = (factor * value for value in triple)
+    return f"{median:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def parted(seconds):
