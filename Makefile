@@ -14,9 +14,12 @@ test:
 	@env=$$($(PYTHON) workflow/scripts/build_env.py envs/workflow.txt envs/test.txt) && \
 	PATH="$$PWD/$$env/bin:$$PATH" bash tests/run
 
-# Against one `vllm bench` command per point, on the same plan. Measures; asserts nothing about time.
+# Matrix products against torch.utils.benchmark, and everything else against one `vllm bench` command per point, on the
+# same plan. Measures; asserts nothing about time.
 bench:
 	@env=$$($(PYTHON) workflow/scripts/build_env.py envs/workflow.txt envs/test.txt) && \
+	engine=$$($$env/bin/python workflow/scripts/build_env.py envs/engine-cpu.txt) && \
+	$$engine/bin/python tests/bench/gemm.py --json reports/bench-gemm.json && \
 	PATH="$$PWD/$$env/bin:$$PATH" python tests/bench/run.py
 
 # The tests that need a GPU, on one.

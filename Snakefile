@@ -23,6 +23,7 @@ include: "workflow/rules/environments.smk"
 include: "workflow/rules/staging.smk"
 include: "workflow/rules/quantize.smk"
 include: "workflow/rules/probe.smk"
+include: "workflow/rules/support.smk"
 include: "workflow/rules/kernels.smk"
 include: "workflow/rules/engine.smk"
 include: "workflow/rules/serving.smk"
@@ -45,6 +46,7 @@ rule checkpoints:
 rule kernels:
     input:
         pointers("probe_gpu"),
+        pointers("ask_support"),
         pointers("measure_gemm"),
 
 

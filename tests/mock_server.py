@@ -77,7 +77,7 @@ async def run(case):
                 time.sleep(block[1])
 
             blocker = asyncio.ensure_future(block_loop())
-        rows = await client.measure(case["params"])
+        rows = await client.measure(case["params"], case.get("fresh", False))
         if block:
             await blocker
     await runner.cleanup()

@@ -7,6 +7,10 @@ What it holds, so that a test knows its answer: two gpus, and per model
     nvfp4            unsupported on the cpu (no kernel); on the h200 a weight-only kernel, half of the questions lost,
                      and out of memory at the largest throughput batch
     int8-online      loads, but its kernels run unquantized: every measured point of it is invalid; its gemm is skipped
+Matrix products, at M = 1 and 256: int8-smoothquant is twice as fast at both; rtn-int4 is 1.5 times as fast at 1 (on
+down_proj 2 times, a tie) and 0.8 times at 256, so that it stops paying in between; lm_head stays in 16 bits. Beside
+them two contenders: marlin-w4a16 (not on the cpu, no down_proj; 3 times as fast at 1) and int8-mm (quantizing left out).
+In the support table the sources disagree: the chooser picks Marlin for rtn-int4 on the h200, and Machete ran.
 """
 
 import json
@@ -21,17 +25,25 @@ from quantbench.store import Store, write_atomically
 GPUS = {
     "cpu": {
         "description": "whatever CPU the job runs on",
+        "environment": "engine-cpu",
+        "compute_capability": None,
         "memory_bytes": None,
         "memory_bandwidth_bytes_per_s": None,
         "matrix_flops_per_s": {"bf16": None, "int8": None, "fp8": None},
-        "source": "measured by probe_gpu",
+        "sparse_flops_per_s": {},
+        "sources": {},
+        "source_of": {},
     },
     "h200": {
         "description": "NVIDIA H200 SXM, 141 GB",
+        "environment": "engine-cuda",
+        "compute_capability": "9.0",
         "memory_bytes": 141_000_000_000,
         "memory_bandwidth_bytes_per_s": 4.8e12,
         "matrix_flops_per_s": {"bf16": 989.4e12, "int8": 1978.9e12, "fp8": 1978.9e12},
-        "source": "NVIDIA H200 Tensor Core GPU datasheet (2024)",
+        "sparse_flops_per_s": {"bf16": 1978.9e12},
+        "sources": {"datasheet": "NVIDIA H200 Tensor Core GPU datasheet (2024)"},
+        "source_of": {"memory_bandwidth_bytes_per_s": "datasheet", "matrix_flops_per_s": "datasheet"},
     },
 }
 INT8 = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True, "dynamic": False}
@@ -98,6 +110,32 @@ HF_CONFIG = {
     "vocab_size": 2048,
     "tie_word_embeddings": False,
 }
+CONTENDERS = {
+    "marlin-w4a16": {
+        "description": "vLLM's layer with Marlin forced",
+        "format": {"weights": INT4, "input_activations": None},
+        "device": "cuda",
+        "computes": "w4a16",
+        "includes_quantization": None,
+    },
+    "int8-mm": {
+        "description": "the product alone, on activations that were quantized beforehand",
+        "format": {"weights": INT8, "input_activations": TOKENS8},
+        "device": "any",
+        "computes": "w8a8-int8",
+        "includes_quantization": False,
+    },
+}
+# Times faster than bf16, of one product at M = 1 and at M = 256; down_proj's where it differs.
+PRODUCT_SPEEDUP = {
+    "bf16": {1: 1.0, 256: 1.0},
+    "int8-smoothquant": {1: 2.0, 256: 2.0},
+    "rtn-int4": {1: 1.5, 256: 0.8},
+    ("rtn-int4", "down_proj"): {1: 2.0, 256: 0.8},
+    "nvfp4": {1: 1.8, 256: 0.9},
+    "marlin-w4a16": {1: 3.0, 256: 0.9},
+    "int8-mm": {1: 4.0, 256: 4.0},
+}
 LAYERS = {"qkv_proj": (512, 256), "down_proj": (256, 768), "lm_head": (2048, 256)}
 QUESTIONS, DOCUMENTS, REQUESTS = 60, 12, 20
 BATCHES, LOADS = [1, 16, 64], [("rate", 2.0), ("rate", 8.0), ("concurrency", 4)]
@@ -111,9 +149,13 @@ def synthetic_study(root, models=("tiny",), gpus=("cpu", "h200")):
     study = Study(Store(root / "store"), models, gpus)
     for gpu in gpus:
         study.add_probe(gpu)
+        for scheme in SCHEMES:
+            study.add_support(gpu, scheme)
         for model in models:
             for scheme in SCHEMES:
                 study.add_variant(gpu, model, scheme)
+            study.add_contenders(gpu, model)
+        study.skip_contenders(gpu)
     write_atomically(root / "manifest.json", json.dumps(study.manifest, indent=1))
     return study.manifest
 
@@ -122,12 +164,14 @@ class Study:
     """The manifest while it grows, and the store that its points are written to."""
 
     def __init__(self, store, models, gpus):
-        self.store, self.random = store, random.Random(0)
+        # The products have numbers of their own, so that one more of them moves nothing else.
+        self.store, self.random, self.products_random = store, random.Random(0), random.Random(1)
         self.manifest = {
             "study": _config(models, gpus),
             "models": {name: self._model(name) for name in models},
             "schemes": SCHEMES,
             "gpus": {name: GPUS[name] for name in gpus},
+            "contenders": CONTENDERS,
             "checkpoints": [],
             "points": [],
             "skips": [],
@@ -173,13 +217,29 @@ class Study:
         identity |= {"params": {}}
         row = {"device_name": f"made-up {gpu}", "capability": None, "memory_bytes": 16 << 30, "driver": None}
         row |= {"bandwidth_bytes_per_s": 4.0e10, "matrix_flops_per_s": {"bf16": 1.0e12, "int8": 2.0e12}}
+        row |= {"l2_bytes": 32 << 20, "other_processes": None, "threads": 2, "isa": ["avx2", "avx512"]}
         if gpu == "h200":
-            row |= {"capability": "9.0", "memory_bytes": 150_000_000_000, "driver": "580.1"}
+            row |= {"capability": "9.0", "memory_bytes": 150_000_000_000, "driver": "580.1", "cuda_version": "13.0"}
+            row |= {"l2_bytes": 60 << 20, "sm_clock_hz": 1.755e9, "max_sm_clock_hz": 1.98e9, "memory_clock_hz": 3.2e9}
+            row |= {"power_limit_w": 700.0, "ecc": True, "threads": None, "isa": None}
+            row |= {"other_processes": [{"pid": 7, "name": "someone else", "memory_bytes": 1 << 30}]}
             row |= {
                 "bandwidth_bytes_per_s": 4.2e12,
                 "matrix_flops_per_s": {"bf16": 7.0e14, "fp8": 1.3e15, "int8": 1.3e15},
             }
         self._write({"stage": "probe", "gpu": gpu, "model": None, "scheme": None, "identity": identity}, [row])
+
+    def add_support(self, gpu, scheme):
+        """What the engine's chooser says of a scheme on a device."""
+        kernel, computes, _ = KERNELS.get((gpu, scheme), UNQUANTIZED)
+        row = {"kernel": kernel, "computes": computes, "refusals": {}, "reason": None}
+        if (gpu, scheme) == ("h200", "rtn-int4"):
+            row |= {"kernel": "MarlinLinearKernel"}
+        elif (gpu, scheme) == ("cpu", "nvfp4"):
+            row |= {"kernel": None, "computes": None, "reason": "no CPU kernel computes FP4"}
+        identity = {"artefact": "point", "stage": "support", "protocol": 1, "gpu": gpu, "epoch": 0}
+        identity |= {"versions": VERSIONS, "params": {"format": SCHEMES[scheme]["format"], "scheme": scheme}}
+        self._write({"stage": "support", "gpu": gpu, "model": None, "scheme": scheme, "identity": identity}, [row])
 
     def add_variant(self, gpu, model, scheme):
         kernel, computes, quantized = KERNELS.get((gpu, scheme), UNQUANTIZED)
@@ -221,29 +281,85 @@ class Study:
                 {"stage": "gemm", "gpu": gpu, "model": model, "scheme": scheme, "reason": reason}
             )
             return
-        for layer, (n, k) in LAYERS.items():
+        for layer in LAYERS:
+            head = layer == "lm_head"
+            row = {"kernel": kernel, "computes": computes, "error_bound": 0.035}
+            row |= {"includes_quantization": True if "a8" in computes else None}
+            if head:
+                row |= {"kernel": UNQUANTIZED[0], "computes": "bf16", "includes_quantization": None}
             for m in (1, 256):
-                row = {"kernel": kernel, "computes": computes, "relative_error": 0.01}
-                row |= {"includes_quantization": quantized}
-                if layer == "lm_head":
-                    row |= {"kernel": UNQUANTIZED[0], "computes": "bf16", "includes_quantization": False}
-                rows = [row | {"repeat": i, "latency_s": self._noisy(2e-5 + m * 1e-7)} for i in range(3)]
-                params = {"n": n, "k": k, "m": m, "dtype": "bfloat16", "repeats": REPEATS}
-                add("gemm", params, rows, layer=layer)
+                rows = self._products(gpu, "bf16" if head else scheme, layer, m, row)
+                # The head stays in 16 bits, so its product is the same point in every scheme.
+                add(
+                    "gemm", self._shape(layer, m), rows, layer=layer, format=None if head else SCHEMES[scheme]["format"]
+                )
+                if layer == "down_proj" and scheme in ("bf16", "int8-smoothquant"):
+                    params = self._shape(layer, m) | {"product": "relu_linear"}
+                    add("gemm", params, rows, layer=layer, format=SCHEMES[scheme]["format"])
+
+    def add_contenders(self, gpu, model):
+        for name, spec in CONTENDERS.items():
+            if gpu == "cpu" and spec["device"] == "cuda":
+                continue
+            for layer in ("qkv_proj", "down_proj"):
+                for m in (1, 256):
+                    identity = {"artefact": "point", "stage": "gemm", "protocol": 2, "gpu": gpu, "epoch": 0}
+                    identity |= {"versions": VERSIONS, "format": spec["format"], "contender": spec}
+                    identity |= {"params": self._shape(layer, m)}
+                    row = {"kernel": f"{name} class", "computes": spec["computes"], "error_bound": 0.035}
+                    row |= {"includes_quantization": spec["includes_quantization"]}
+                    refused = (name, layer) == ("marlin-w4a16", "down_proj")
+                    status = ("unsupported", "256 output features do not divide by 512") if refused else ("ok", None)
+                    point = {"stage": "gemm", "gpu": gpu, "model": model, "scheme": None, "identity": identity}
+                    point |= {"layer": layer, "contender": name}
+                    self._write(point, self._products(gpu, name, layer, m, row), *status)
+
+    def skip_contenders(self, gpu):
+        if gpu == "cpu":
+            skip = {"stage": "gemm", "gpu": gpu, "model": None, "scheme": None, "contender": "marlin-w4a16"}
+            self.manifest["skips"].append(skip | {"reason": "this kernel runs on CUDA devices only"})
+
+    def _shape(self, layer, m):
+        n, k = LAYERS[layer]
+        return {"n": n, "k": k, "m": m, "dtype": "bfloat16", "product": "linear", "repeats": REPEATS}
+
+    def _products(self, gpu, entry, layer, m, row):
+        """Repeats of one product: bf16 takes 1.6 times its floor, the others that over their PRODUCT_SPEEDUP."""
+        n, k = LAYERS[layer]
+        bandwidth, rate = (4.0e10, 1.0e12) if gpu == "cpu" else (4.2e12, 7.0e14)
+        seconds = 1.6 * max((n * k + m * k + m * n) * 2 / bandwidth, 2 * m * n * k / rate)
+        seconds /= PRODUCT_SPEEDUP.get((entry, layer), PRODUCT_SPEEDUP.get(entry, {1: 1.0, 256: 1.0}))[m]
+        device = {"sm_clock_hz": 1.7e9, "memory_clock_hz": 3.2e9, "temperature_c": 50.0, "power_w": 400.0}
+        row = row | {"relative_error": 0.01} | (dict.fromkeys(device) if gpu == "cpu" else device)
+        primary = "eager" if gpu == "cpu" else "graph"
+        kinds = {(primary, "cold"): (3, 1.0)}
+        if layer == "qkv_proj":
+            # Launched call by call everything takes longer; out of the cache, less.
+            kinds |= {("eager", "cold"): (3, 1.0 if gpu == "cpu" else 5.0), (primary, "hot"): (3, 0.5)}
+        return [
+            row
+            | {
+                "launch": launch,
+                "cache": cache,
+                "repeat": i,
+                "latency_s": self._noisy(seconds * factor, self.products_random),
+            }
+            for (launch, cache), (repeats, factor) in kinds.items()
+            for i in range(repeats)
+        ]
 
     def _adder(self, gpu, model, scheme, kinds):
         checkpoints = self.manifest["checkpoints"]
         checkpoint = next(c["key"] for c in checkpoints if (c["model"], c["scheme"]) == (model, scheme))
         invalid, unsupported = scheme == "int8-online", (gpu, scheme) == ("cpu", "nvfp4")
 
-        def add(stage, params, rows, status="ok", reason=None, **more):
+        def add(stage, params, rows, status="ok", reason=None, format=None, **more):
             identity = {"artefact": "point", "stage": stage, "protocol": 1, "checkpoint": checkpoint, "gpu": gpu}
             identity |= {"epoch": 0, "versions": VERSIONS, "engine_args": SCHEMES[scheme]["engine_args"]}
             identity |= {"params": params}
             if stage == "gemm":
                 del identity["checkpoint"]
-                # The head stays in 16 bits, so its product is the same point in every scheme.
-                identity |= {"format": None if more["layer"] == "lm_head" else SCHEMES[scheme]["format"]}
+                identity |= {"format": format, "contender": None}
             if unsupported and more.get("layer") != "lm_head":
                 status, reason = "unsupported", "no CPU kernel computes FP4"
             if invalid and stage != "load":
@@ -269,8 +385,8 @@ class Study:
         self.store.write_point(point["identity"], **arguments)
         self.manifest["points"].append({"key": key(point["identity"]), **json.loads(canonical_json(point))})
 
-    def _noisy(self, seconds):
-        return seconds * self.random.uniform(0.99, 1.01)
+    def _noisy(self, seconds, generator=None):
+        return seconds * (generator or self.random).uniform(0.99, 1.01)
 
     def _requests(self, load_kind, level, seconds):
         rows = []
@@ -313,7 +429,12 @@ def _config(models, gpus):
         "datasets": [{"name": "arithmetic", "source": "tiny"}],
         "calibration": {"dataset": "arithmetic", "split": "train", "samples": 128, "max_tokens": 256, "seed": 0},
         "engine": {"dtype": "bfloat16", "max_model_len": None, "kv_cache_memory_bytes": 1 << 26, "enforce_eager": True},
-        "kernels": {"tokens": [1, 256]},
+        "kernels": {
+            "tokens": [1, 256],
+            "shapes": [],
+            "contenders": list(CONTENDERS),
+            "products": ["linear", "relu_linear"],
+        },
         "latency": {"batch_sizes": [1, 16], "lengths": [{"input_tokens": 64, "output_tokens": 16}]},
         "throughput": {"batch_sizes": [32, 64], "lengths": [{"input_tokens": 64, "output_tokens": 16}]},
         "serving": {

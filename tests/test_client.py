@@ -88,6 +88,13 @@ def test_closed_loop_keeps_its_concurrency():
     assert rows[2]["scheduled_s"] < 0.02
 
 
+def test_a_new_server_answers_more_before_anything_is_recorded():
+    report = measure(CLOSED, fresh=True)
+    assert len(report["prompts"]) == 40 + 6 + 12
+    assert len({tuple(prompt) for prompt in report["prompts"]}) == 58
+    assert [row["request"] for row in report["rows"]] == list(range(12))
+
+
 @pytest.mark.parametrize(
     ("server", "says"),
     [

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from quantbench.engine.kernels import KernelReporter, describe_layer, report_kernels
-from quantbench.kernel_verdict import expected_kernel, promised_for, verdict
+from quantbench.kernel_verdict import promised_for, verdict
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 
@@ -172,7 +172,7 @@ def test_the_worker_extension_reports_its_model():
     assert [row["layer_kind"] for row in worker.report_kernels()] == ["qkv_proj"]
 
 
-# --- promises and expectations ----------------------------------------------------------------------------------------
+# --- promises ---------------------------------------------------------------------------------------------------------
 
 
 def test_ignored_layers_are_promised_in_their_own_type():
@@ -183,19 +183,6 @@ def test_ignored_layers_are_promised_in_their_own_type():
     assert promised_for({"computes": "w4a16", "ignore": []}, "lm_head") == "w4a16"
     # The toolkit knows q_proj, k_proj and v_proj; the engine serves them as one.
     assert promised_for({"computes": "w4a16", "ignore": ["re:.*[qkv]_proj"]}, "qkv_proj") == "bf16"
-
-
-def test_expected_kernels_are_those_of_the_chooser():
-    def gpu(capability):
-        return {"environment": "engine-cuda" if capability else "engine-cpu", "compute_capability": capability}
-
-    assert expected_kernel("w4a16", gpu("8.0")) == "MarlinLinearKernel"
-    assert expected_kernel("w4a16", gpu("9.0")) == "MacheteLinearKernel"
-    assert expected_kernel("w4a16", gpu(None)) == "CPUWNA16LinearKernel"
-    assert expected_kernel("w8a8-fp8", gpu("9.0")) == "CutlassFP8ScaledMMLinearKernel"
-    assert expected_kernel("w8a8-fp8", gpu("9.0"), {"weights": {"strategy": "block"}}) is None
-    assert expected_kernel("w8a8-fp8", gpu("8.0")) is None
-    assert expected_kernel("w4a4-fp4", gpu(None)) is None
 
 
 # --- with vLLM --------------------------------------------------------------------------------------------------------

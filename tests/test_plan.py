@@ -86,8 +86,8 @@ def test_an_empty_store_lacks_everything_and_nothing_is_known_of_time(config):
     manifest, store = study_of(config)
     text = plan_text(manifest, store)
     assert "checkpoints: 0 of 1 quantized" in text and "tiny/rtn-int4: to be quantized" in text
-    # 1 probe + 9 gemm + 2 variants x (load, latency, throughput, accuracy, perplexity, 2 serving) = 10 + 2 x 7
-    assert "points: 0 of 24 measured, 24 missing" in text
+    # 1 probe + 2 support + 9 gemm + 2 variants x (load, latency, throughput, accuracy, perplexity, 2 serving)
+    assert "points: 0 of 26 measured, 26 missing" in text
     assert {why for _, why in missing_lines(text).values()} == {"new"}
     assert "device time on cpu: unknown; nothing like it measured yet: accuracy, gemm" in text
     assert not store.root.exists()
@@ -97,7 +97,7 @@ def test_a_full_store_lacks_nothing(config):
     manifest, store = study_of(config)
     keep(manifest, store)
     text = plan_text(manifest, store)
-    assert "points: 24 of 24 measured, 0 missing" in text and "nothing to measure" in text
+    assert "points: 26 of 26 measured, 0 missing" in text and "nothing to measure" in text
     assert missing_lines(text) == {}
 
 

@@ -107,7 +107,7 @@ def test_a_raised_epoch_costs_every_point_of_its_device(config, root):
 def test_a_changed_description_of_a_device_or_a_scheme_costs_nothing(config, root):
     plain = manifest_of(config, root)
     sheets = yaml.safe_load((root / "config/gpus.yaml").read_text())
-    sheets["cpu"] |= {"description": "another", "source": "another"}
+    sheets["cpu"] |= {"description": "another", "sources": {"another": "another"}}
     (root / "config/gpus.yaml").write_text(yaml.safe_dump(sheets))
     scheme = yaml.safe_load((root / "config/schemes/rtn-int4.yaml").read_text())
     (root / "config/schemes/rtn-int4.yaml").write_text(yaml.safe_dump(scheme | {"description": "another"}))
@@ -117,13 +117,15 @@ def test_a_changed_description_of_a_device_or_a_scheme_costs_nothing(config, roo
 @pytest.mark.parametrize(
     ("change", "stages"),
     [
-        (lambda c: c["engine"].update(max_num_seqs=8), set(PROTOCOL) - {"probe", "gemm"}),
+        (lambda c: c["engine"].update(max_num_seqs=8), set(PROTOCOL) - {"probe", "support", "gemm"}),
         (lambda c: c["engine"].update(dtype="float16"), set(PROTOCOL) - {"probe"}),
         (lambda c: c["repeats"].update(most=3), {"latency", "throughput", "gemm"}),
         (lambda c: c["accuracy"][0].update(questions=9), {"accuracy"}),
         (lambda c: c["serving"].update(seed=1), {"serving"}),
         (lambda c: c["perplexity"][0].update(documents=5), {"perplexity"}),
         (lambda c: c["kernels"].update(tokens=[2]), {"gemm"}),
+        (lambda c: c["kernels"].update(products=["linear", "relu_linear"]), {"gemm"}),
+        (lambda c: c["kernels"].update(tensor_parallel_size=2), {"gemm"}),
     ],
 )
 def test_a_setting_costs_exactly_the_stages_it_decides(config, change, stages):
@@ -143,9 +145,50 @@ def test_schemes_of_one_format_share_their_matrix_products(config):
     assert shared == keys(found, "gemm", "gptq-int4")
     # 4 kinds of quantized layer, and the output head that bf16 has too
     assert len(shared) == 5 and len(shared & keys(found, "gemm", "bf16")) == 1
-    # and only these: all else depends on the checkpoint
-    for stage in set(PROTOCOL) - {"probe", "gemm"}:
+    # and whether a device can run them, which the format alone decides; all else depends on the checkpoint
+    for stage in set(PROTOCOL) - {"probe", "support", "gemm"}:
         assert not keys(found, stage, "rtn-int4") & keys(found, stage, "gptq-int4")
+
+
+def test_contenders_and_shape_sets_add_points_and_change_none(config):
+    plain = manifest_of(config)
+    config["kernels"] |= {"shapes": ["llama-3.1-8b"], "contenders": ["dense-fp32"]}
+    found = manifest_of(config)
+    assert keys(plain) < keys(found)
+    added = [point for point in found["points"] if point["key"] not in keys(plain)]
+    assert {point["stage"] for point in added} == {"gemm"}
+    tokens = len(config["kernels"]["tokens"])
+    # 5 layers of each of two shape owners in fp32
+    fp32 = [point for point in added if point["contender"] == "dense-fp32"]
+    assert {point["scheme"] for point in fp32} == {None} and len(fp32) == 2 * 5 * tokens
+    assert {point["identity"]["params"]["dtype"] for point in fp32} == {"float32"}
+    # 5 layers of the 8B shapes in either scheme's format; the head is left in 16 bits by both
+    schemes = [point for point in added if point["contender"] is None]
+    assert {point["model"] for point in schemes} == {"llama-3.1-8b"}
+    assert len({point["key"] for point in schemes}) == (5 + 4) * tokens
+
+
+def test_a_kernel_that_a_device_lacks_is_skipped_with_its_reason(config):
+    config["kernels"]["contenders"] = "all"
+    found = manifest_of(config)
+    skipped = {skip["contender"]: skip["reason"] for skip in found["skips"] if skip.get("contender")}
+    measured = {point["contender"] for point in found["points"] if point.get("contender")}
+    assert skipped and measured and not measured & skipped.keys()
+    assert set(found["contenders"]) == measured | skipped.keys()
+    assert all("CUDA" in reason for reason in skipped.values())
+
+
+def test_what_a_gpu_cannot_run_is_skipped_before_anything_starts(config):
+    config |= {"gpus": ["v100", "cpu"], "schemes": ["bf16", "rtn-int4", "fp8-block"]}
+    found = manifest_of(config)
+    skips = {(skip["gpu"], skip["scheme"], skip["stage"]) for skip in found["skips"]}
+    refused = {(gpu, scheme) for gpu, scheme, _ in skips}
+    assert refused and {gpu for gpu, _ in refused} == {"v100"}
+    for gpu, scheme in refused:
+        asked = {"load", "gemm", "latency", "throughput", "serving", "accuracy", "perplexity"}
+        assert {stage for g, s, stage in skips if (g, s) == (gpu, scheme)} == asked
+        stages = {p["stage"] for p in found["points"] if (p["gpu"], p["scheme"]) == (gpu, scheme)}
+        assert stages == {"support"}
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------

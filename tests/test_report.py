@@ -3,15 +3,19 @@
 import json
 import re
 from html import unescape
+from pathlib import Path
 
 import polars as pl
 import pytest
 from quantbench.display import in_short
+from quantbench.published import COLUMNS, load_published
 from quantbench.report import embedded_json, render
+from quantbench.sections_kernels import crossover_words
 from quantbench.tables import build_tables, write_tables
 from render_report import main
 from synthetic import synthetic_study
 
+ROOT = Path(__file__).parents[1]
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028{{ 7 * 7 }}"
 SECTIONS = ("latency", "throughput", "serving", "accuracy", "perplexity", "kernels")
 
@@ -51,7 +55,8 @@ def only(study, *, gpus=None, schemes=None, sections=SECTIONS):
         tables[table] = tables[table].clear()
     for name, frame in tables.items():
         if "scheme" in frame.columns:
-            frame = frame.filter(pl.col("scheme").is_in(config["schemes"]))
+            # Contenders have none.
+            frame = frame.filter(pl.col("scheme").is_in(config["schemes"]) | pl.col("scheme").is_null())
         if "gpu" in frame.columns:
             frame = frame.filter(pl.col("gpu").is_in(config["gpus"]))
         tables[name] = frame
@@ -209,6 +214,198 @@ def test_a_layer_that_no_scheme_quantizes_is_drawn_once(rendered):
     assert len(re.findall(r'<th scope="row">[^<]*</th><td class="num">lm_head<', section)) == 4  # 2 gpus, M 1 and 256
 
 
+def section_of(html, name):
+    return html.split(f'<section id="{name}"')[1].split("</section>")[0]
+
+
+def folded(html, summary):
+    """The first folded part of that name."""
+    return html.split(f"<summary>{summary}</summary>")[1].split("</details>")[0]
+
+
+def cells_of(part):
+    """[[cell, ...]] of a table, without its head, as text."""
+    rows = re.findall(r"<tr>(.*?)</tr>", part.split("<tbody>")[1], re.DOTALL)
+    return [[unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def products(rendered):
+    """{gpu: its part of the section on matrix products}."""
+    parts = section_of(rendered[0], "gemm").split('<p class="kicker">')[1:]
+    return {part.split(" ")[0]: part for part in parts}
+
+
+def test_predicted_and_observed_speedups_are_side_by_side(products):
+    found = {
+        tuple(row[:3]): row[3:]
+        for row in cells_of(folded(products["cpu"], "Speedup over bf16: predicted and observed"))
+    }
+    # bf16 moves 2 (512 x 256 + 256 + 512) bytes, int8 512 x 256 + 4 x 512 + 2 (256 + 512): 263680 / 134656 = 1.96
+    predicted, observed = found["int8-smoothquant", "qkv_proj", "1"]
+    assert predicted == "1.96×" and 1.96 < float(observed.split("×")[0]) < 2.04 and "[" in observed
+    # the cpu's int4 kernel computes w4a8, at twice the rate of bf16
+    assert found["rtn-int4", "down_proj", "256"][0] == "2.00×"
+    assert found["rtn-int4", "down_proj", "256"][1].startswith(("0.79×", "0.80×", "0.81×"))
+    assert not any(row[1] == "lm_head" or row[0] == "bf16" for row in found)
+
+
+def test_crossovers_are_said_in_words(products):
+    words = {(row[0], row[1]): row[3] for row in cells_of(folded(products["h200"], "Up to which M it pays"))}
+    assert words["int8-smoothquant", "qkv_proj"] == "pays at every M measured, 1 to 256"
+    # 1.5 at M = 1, 0.8 at M = 256: log 1.5 / (log 1.5 + log 1.25) = 0.645 of the way, 256^0.645 = 35.7
+    m, low, high = map(
+        float, re.fullmatch(r"pays up to M = (\d+) \[(\d+), (\d+)\]", words["rtn-int4", "qkv_proj"]).groups()
+    )
+    assert low <= m <= high and m == pytest.approx(35.7, rel=0.15)
+    assert ("marlin-w4a16", "qkv_proj") in words and ("nvfp4", "lm_head") not in words
+
+
+@pytest.mark.parametrize(
+    ("outcome", "words"),
+    [
+        ({"outcome": "always", "unclear": [64]}, "pays at every M measured, 1 to 64; not significantly at M = 64"),
+        ({"outcome": "never"}, "pays at no M measured, 1 to 64"),
+        ({"outcome": "stops", "at": 3.21, "interval": False}, "pays up to M = 3.2"),
+        ({"outcome": "stops", "at": 60.0, "low": 30.0, "high_open": True}, "pays up to M = 60 [30, > 64]"),
+        ({"outcome": "starts", "at": 2.0, "high": 4.0, "low_open": True}, "pays from M = 2.0 [< 1, 4.0] on"),
+        (
+            {"outcome": "stops", "at": 8.0, "interval": False, "then": [("starts", 32.0), ("stops", 48.0)]},
+            "pays up to M = 8.0; again from M = 32; no longer from M = 48",
+        ),
+    ],
+)
+def test_crossover_words(outcome, words):
+    plain = {"tokens": [1, 64], "at": None, "low": None, "high": None, "low_open": False, "high_open": False}
+    assert crossover_words(plain | {"interval": True, "then": [], "unclear": []} | outcome) == words
+
+
+def test_the_fastest_is_named_or_the_tie(products):
+    html = products["h200"]
+    schemes = {row[0]: row[1:] for row in cells_of(folded(html, "The fastest scheme, by layer and M"))}
+    assert schemes["qkv_proj"][0].startswith("int8-smoothquant, by 1.1") and "lm_head" not in schemes
+    # Both twice as fast, give or take 1 % of noise.
+    assert schemes["down_proj"][0] in ("int8-smoothquant ≈ rtn-int4", "rtn-int4 ≈ int8-smoothquant")
+    everyone = {row[0]: row[1:] for row in cells_of(folded(html, "The fastest of all, by layer and M"))}
+    # int8-mm is faster still, but leaves quantizing out.
+    assert everyone["qkv_proj"][0].startswith("marlin-w4a16, by 1.5")
+
+
+def test_contenders_stand_apart_and_those_not_timed_say_why(rendered, products):
+    cpu, h200 = products["cpu"], products["h200"]
+    assert {row[0] for row in cells_of(folded(cpu, "Also timed: 1 other kernel"))} == {"int8-mm"}
+    rows = cells_of(folded(h200, "Also timed: 2 other kernels"))
+    assert {(row[0], row[8]) for row in rows} == {("int8-mm", "quantizing left out"), ("marlin-w4a16", "")}
+    (row,) = cells_of(folded(cpu, "Not timed, and why"))
+    assert row == ["marlin-w4a16", "unsupported", "all", "this kernel runs on CUDA devices only"]
+    (row,) = cells_of(folded(h200, "Not timed, and why"))
+    assert row == ["marlin-w4a16", "unsupported", "2", "256 output features do not divide by 512"]
+    # No part of the study's schemes: neither drawn, nor in the legend, nor missing from it.
+    drawn = {
+        row.get("scheme") for c in specifications(rendered[0]).values() for d in c["datasets"].values() for row in d
+    }
+    assert not drawn & {"marlin-w4a16", "int8-mm"}
+    assert "marlin-w4a16" not in section_of(rendered[0], "missing")
+
+
+def test_relu_then_the_product_has_its_own_table(products):
+    rows = cells_of(folded(products["cpu"], "ReLU, then the product: speedup over bf16"))
+    assert [row[:4] for row in rows] == [
+        ["int8-smoothquant", "CPUInt8ScaledMMLinearKernel", "down_proj", m] for m in ("1", "256")
+    ]
+    # M = 256 at 1e12 and 2e12 operations/s and 4e10 bytes/s: the product 2 x 256 x 768 x 256 = 1.007e8 operations in
+    # 100.7 us and 50.3 us; the ReLU 4 x 256 x 768 bytes in 19.7 us, fused 3 x 256 x 768 + 4 x 256 bytes in 14.8 us
+    assert rows[1][4] == f"{(100.66 + 19.66) / (50.33 + 14.77):.2f}×"
+
+
+def test_repeats_that_do_not_count_are_counted(study):
+    gemm = study[1]["gemm"]
+    throttled = (pl.col("gpu") == "h200") & (pl.col("scheme") == "bf16") & (pl.col("repeat") == 0)
+    throttled &= (pl.col("cache") == "cold") & (pl.col("layer") == "qkv_proj") & (pl.col("launch") == "graph")
+    status = pl.when(throttled).then(pl.lit("invalid")).otherwise(pl.col("status"))
+    html, _ = render(*only((study[0], {**study[1], "gemm": gemm.with_columns(status=status)}), gpus=["h200"]))
+    assert "2 repeats do not count" in section_of(html, "gemm")
+
+
+def test_many_m_are_drawn_in_part_and_listed_whole(study):
+    gemm = study[1]["gemm"]
+    more = [gemm.with_columns(m=pl.col("m") * factor) for factor in (1, 2, 4, 8)]
+    html, _ = render(*only((study[0], {**study[1], "gemm": pl.concat(more)}), gpus=["h200"]))
+    section = section_of(html, "gemm")
+    titles = re.findall(r"<figcaption>M = (\d+) token", section)
+    assert titles == ["1", "4", "512", "2048"] and "Drawn at 4 of the 8 values of M" in section
+    assert {row[2] for row in cells_of(folded(section, "The numbers"))} == {
+        str(m * factor) for m in (1, 256) for factor in (1, 2, 4, 8)
+    }
+
+
+def test_published_figures_are_marked_as_not_ours(study, rendered):
+    folder = ROOT / "config" / "published"
+    figures = [row for row in load_published(folder) if row["gpu"] == "h200"]
+    assert figures, "the h200 has published figures"
+    section = section_of(rendered[0], "published")
+    assert section.count('badge published">not ours') == len({row["source"] for row in figures})
+    assert section.count("published by") == section.count("not measured here (") == section.count('class="published"')
+    # A study on a device that nobody published for has no such section, and none of its links.
+    html, _ = render(*only(study, gpus=["cpu"]))
+    assert 'id="published"' not in html and "#published" not in html
+
+
+def test_a_published_figure_has_our_own_time_of_the_same_product_beside_it(study, tmp_path):
+    (tmp_path / "someone.csv").write_text(
+        ",".join(COLUMNS) + "\n"
+        "h200,H200,Fast,w8a8-int8,linear,true,,,1,512,256,latency_s,1e-7,\n"
+        "h200,H200,Fast,w8a8-int8,linear,false,,,1,512,256,tflops,2.0,\n"
+        "h200,H200,Fast,w8a8-int8,linear,true,,,1,999,256,latency_s,1e-7,\n"
+    )
+    keys = {
+        "title": "Someone <b>",
+        "url": "https://a.b",
+        "version": "1",
+        "measured": "so",
+        "hardware": "one",
+        "license": "x",
+    }
+    (tmp_path / "sources.yaml").write_text(json.dumps({"someone": keys}))
+    section = section_of(render(*study, published=tmp_path)[0], "published")
+    assert "h200: published by Someone &lt;b&gt;, not measured here (3 figures)" in section
+    ours = [row[-1] for row in cells_of(section)]
+    # bf16 takes 1.6 x 263680 bytes / 4.2e12 = 100 ns; int8 half of it, int8-mm a quarter: 2 x 512 x 256 / 25 ns
+    assert re.fullmatch(r"(49|50|51)(\.\d)? ns \(int8-smoothquant\)", ours[0]) and ours[2] == ""
+    assert re.fullmatch(r"10\.\d TFLOP/s \(int8-mm\)", ours[1])
+
+
+def test_hardware_has_data_sheet_and_measurement_and_state(rendered):
+    section = section_of(rendered[0], "hardware")
+    cpu, h200 = section.split('<p class="kicker">')[1:]
+    assert (
+        "made-up h200 reaches 4.2 TB/s (88 % of its data sheet) and 700 TFLOP/s (71 % of its data sheet) in bf16"
+        in h200
+    )
+    for fact in ("cores at 1.75 GHz of 1.98 GHz", "memory at 3.2 GHz", "power limit 700 W", "ECC on", "driver 580.1"):
+        assert fact in h200
+    assert "another process was on it" in h200 and "another process" not in cpu
+    assert ["matrix product, int8", "1.98 PFLOP/s", "1.3 PFLOP/s", "66 %", "–"] in cells_of(h200)
+    assert "Data sheet: NVIDIA H200 Tensor Core GPU datasheet (2024)" in h200
+    assert "instructions avx2 avx512" in cpu and "ECC" not in cpu
+
+
+def test_support_is_a_matrix_with_reasons_and_disagreements(rendered):
+    section = section_of(rendered[0], "support")
+    matrix, reasons = section.split("<details>")
+    row = next(row for row in matrix.split("<tr>") if '<th scope="row">rtn-int4' in row)
+    cpu, h200 = row.split("<td>")[1:]
+    assert "emulated" in cpu and "CPUWNA16LinearKernel (w4a8)" in cpu and "disagree" not in cpu
+    assert "native" in h200 and "MacheteLinearKernel" in h200 and "sources disagree" in h200
+    row = next(row for row in matrix.split("<tr>") if '<th scope="row">nvfp4' in row)
+    assert "unsupported" in row and "no CPU kernel computes FP4" in row
+    line = next(row for row in cells_of(reasons) if row[:2] == ["rtn-int4", "h200"])
+    assert (
+        line[3] == "MacheteLinearKernel (w4a16): rules, what ran; MarlinLinearKernel (w4a16): vLLM’s chooser"
+        and line[5]
+    )
+
+
 def test_the_synthetic_model_is_called_synthetic_and_a_real_one_is_not(study, rendered):
     html, _ = rendered
     accuracy = html.split('<section id="accuracy"')[1].split("</section>")[0]
@@ -311,7 +508,15 @@ def hostile(study):
     manifest["models"]["tiny"]["source"] = HOSTILE
     for name, frame in tables.items():
         texts = ("reason", "answer", "target", "kernel", "filter", "task", "dataset", "layer", "layer_kind", "host")
-        texts += ("driver", "device_name", "log", "error", "computes")
+        texts += ("driver", "device_name", "log", "error", "computes", "isa", "cuda_version", "mismatch")
+        texts += (
+            "chooser_kernel",
+            "chooser_computes",
+            "chooser_reason",
+            "rule_kernel",
+            "rule_reason",
+            "engine_kernels",
+        )
         # The ends stay what they were, so that groups stay apart.
         changed = [(pl.col(c).fill_null("") + HOSTILE).alias(c) for c in texts if c in frame.columns]
         tables[name] = frame.with_columns(changed)

@@ -19,6 +19,8 @@ from quantbench.load import poisson_offsets, warm_up_requests
 START_LIMIT_S = 600
 # What `vllm bench latency` does by itself; the second pass of a new process is still a tenth slower than the rest.
 WARM_UP_BATCHES = 10
+# What quantbench sends to a new server before its first load; here every server is new.
+WAKING_REQUESTS = 40
 GREEDY = Path(__file__).with_name("greedy_vllm.py")
 
 
@@ -96,7 +98,7 @@ class VllmBench:
             "--self-timed" if timed else "--no-self-timed",
             *([] if timed else [f"--max-concurrency={params['concurrency']}"]),
             f"--num-prompts={params['requests']}",
-            f"--num-warmups={warm_up_requests(params)}",
+            f"--num-warmups={WAKING_REQUESTS + warm_up_requests(params)}",
             "--temperature=0",
             "--disable-tqdm",
             "--save-result",

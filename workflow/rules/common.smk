@@ -12,7 +12,7 @@ sys.path.insert(0, str(SCRIPTS.resolve()))
 
 from quantbench.errors import UserError
 from quantbench.manifest import unstaged_message
-from quantbench.tables import SCHEMA as TABLES
+from quantbench.table_schema import SCHEMA as TABLES
 from quantbench.workflow import Workflow
 
 try:
@@ -88,6 +88,12 @@ def library(script):
     """A local script and the library, whose content decides whether tables and report are stale. Jobs that measure do not
     list theirs: what a point depends on is in its key, and an edited comment must not cost GPU hours."""
     return [SCRIPTS / f"{script}.py", *sorted((SCRIPTS / "quantbench").glob("*.*"))]
+
+
+def published_files():
+    """Other people's figures, which the report quotes."""
+    folder = Path(workflow.basedir) / "config" / "published"
+    return [os.path.relpath(path) for path in sorted([*folder.glob("*.csv"), folder / "sources.yaml"])]
 
 
 def table_files():

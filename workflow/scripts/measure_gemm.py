@@ -1,4 +1,4 @@
-"""Time the matrix products of a study's models, in every format, on one device: rule measure_gemm.
+"""Time the matrix products of a study's shapes, in every format and by every contender, on one device: rule measure_gemm.
 
 Reads its points from --job, measures those that the store lacks, writes each the moment it is measured, and writes the
 list of all its points' keys to --output last.
@@ -7,8 +7,10 @@ list of all its points' keys to --output last.
 import argparse
 import os
 import random
+import traceback
 
 from quantbench.engine.settings import engine_environment
+from quantbench.errors import UserError
 from quantbench.gpus import check_device
 from quantbench.jobs import read_job
 from quantbench.keys import canonical_json
@@ -32,7 +34,10 @@ def main(argv=None):
 
 
 def measure(job, store, points, progress):
-    """Measure points layer by layer: making and repacking a layer's weights costs more than timing it."""
+    """Measure points layer by layer: making and repacking a layer's weights costs more than timing it.
+
+    A layer that crashes costs its own points: the others are measured first, then the process fails.
+    """
     run = new_run("measure_gemm", job)
     check_device(job["gpu_entry"], run["device_name"])
     os.environ.update(engine_environment(job["gpu_entry"]))
@@ -40,23 +45,42 @@ def measure(job, store, points, progress):
     from quantbench.gemm.harness import Harness
 
     store.write_run(run)
+    crashes = []
     with Harness("cuda" if job["gpu_entry"]["environment"] == "engine-cuda" else "cpu") as harness:
         for layer in shuffled_layers(points):
-            by_m = {point["params"]["m"]: point for point in layer}
-            first, params = layer[0], layer[0]["params"]
-            outcomes = harness.measure(
-                params["n"], params["k"], list(by_m), params["dtype"], first.get("format"),
-                first.get("quantization_config"), params["repeats"],
-            )  # fmt: skip
-            for m, status, reason, rows, measured_s in outcomes:
-                store.write_point(
-                    by_m[m]["identity"],
-                    status=status, reason=reason, rows=rows, run_id=run["run_id"], measured_s=measured_s,
-                )  # fmt: skip
-                run["points_measured"] += 1
-                run["measured_s"] += measured_s
-                progress.step()
+            try:
+                for point, status, reason, rows, measured_s in outcomes(harness, layer):
+                    store.write_point(
+                        point["identity"],
+                        status=status, reason=reason, rows=rows, run_id=run["run_id"], measured_s=measured_s,
+                    )  # fmt: skip
+                    run["points_measured"] += 1
+                    run["measured_s"] += measured_s
+                    progress.step()
+            except (OSError, UserError):
+                raise
+            except Exception as error:
+                # After an illegal access every further call fails, whatever it is.
+                if "CUDA error" in str(error):
+                    raise
+                traceback.print_exc()
+                # Its text: the error itself would hold on to the layer's memory.
+                crashes.append(f"{type(error).__name__}: {error}")
     store.write_run(finish(run))
+    if crashes:
+        raise RuntimeError(f"{len(crashes)} layers crashed, see above; the first: {crashes[0]}")
+
+
+def outcomes(harness, layer):
+    """(point, status, reason, rows, seconds) of each of a layer's points, which differ in their m alone."""
+    by_m = {point["params"]["m"]: point for point in layer}
+    first, params = layer[0], layer[0]["params"]
+    measured = harness.measure(
+        params["n"], params["k"], list(by_m), params["dtype"], params["product"], first.get("format"),
+        first.get("quantization_config"), first.get("contender"), params["repeats"],
+    )  # fmt: skip
+    for m, *outcome in measured:
+        yield by_m[m], *outcome
 
 
 def shuffled_layers(points):

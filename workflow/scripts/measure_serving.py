@@ -94,9 +94,9 @@ async def measure_points(server, checkpoint, points, keep):
     from quantbench.engine.client import Client, first_error
 
     async with Client(server.url, SERVED_NAME, server.headers, read_token_ids(checkpoint)) as client:
-        for point in points:
+        for number, point in enumerate(points):
             began = time.monotonic()
-            load = asyncio.ensure_future(client.measure(point["params"]))
+            load = asyncio.ensure_future(client.measure(point["params"], fresh=number == 0))
             # A dead server may leave its port open in a process below it, and requests would wait for ever.
             while server.alive() and not load.done():
                 await asyncio.wait([load], timeout=WATCH_S)

@@ -1,13 +1,16 @@
 """What the device is and the most it can do: rule probe_gpu.
 
-Checks that the device is the one the job claims, then measures its ceilings: memory bandwidth by large copies, and the
-rate of square matrix products per number format. Ceilings are bests, not medians. Writes the record to --output.
+Checks that the device is the one the job claims, asks the driver and the system what it is, then measures its ceilings:
+memory bandwidth by large copies, sums and reads, and the rate of matrix products per number format (gemm/ceilings.py).
+Writes the record to --output.
 """
 
 import argparse
 import os
 import time
 
+from quantbench import hardware
+from quantbench.device_state import FIELDS, DeviceState
 from quantbench.engine.settings import engine_environment
 from quantbench.errors import UserError
 from quantbench.gpus import check_device
@@ -19,10 +22,8 @@ from quantbench.provenance import finish, new_run
 from quantbench.store import Store, write_atomically
 from quantbench.supervise import supervised
 
-REPEATS = 10
-# A product has to take this long for its rate to count; sizes double until it does.
-PRODUCT_S = {"cuda": 0.005, "cpu": 0.05}
-SIDES = (512, 1024, 2048, 4096, 8192, 16384)
+# The states of the device that a row quotes are those under the first of these: what engines spend their time on.
+LOADS = ("bf16", "fp16", "fp32")
 
 
 def main(argv=None):
@@ -39,116 +40,81 @@ def probe(job, store, point):
     """Measure the one point of the job."""
     started = time.perf_counter()
     run = new_run("probe_gpu", job)
-    check_device(job["gpu_entry"], run["device_name"])
-    os.environ.update(engine_environment(job["gpu_entry"]))
+    entry = job["gpu_entry"]
+    check_device(entry, run["device_name"])
+    os.environ.update(engine_environment(entry))
+    # CUDA's own order is by speed; the driver's, by which the device was just checked, is by slot.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     store.write_run(run)
-    row = {"device_name": run["device_name"], "driver": run["driver"]}
-    row |= describe_device(job["gpu_entry"])
-    device_type = "cuda" if job["gpu_entry"]["environment"] == "engine-cuda" else "cpu"
-    row["bandwidth_bytes_per_s"] = measure_bandwidth(device_type, row["memory_bytes"])
-    row["matrix_flops_per_s"] = measure_rates(device_type)
+    cuda = entry["environment"] == "engine-cuda"
+    # Before this process touches the device itself.
+    processes = DeviceState("cuda").processes() if cuda else None
+    row = {
+        "device_name": run["device_name"],
+        "driver": run["driver"],
+        **(describe_cuda(entry) if cuda else describe_cpu()),
+    }
+    row |= {"other_processes": processes} | measure_ceilings("cuda" if cuda else "cpu", row)
     measured_s = time.perf_counter() - started
     store.write_point(point["identity"], status="ok", rows=[row], run_id=run["run_id"], measured_s=measured_s)
     store.write_run(finish(run | {"points_measured": 1, "measured_s": measured_s}))
     Progress(f"probe {job['gpu']}", 1).step()
 
 
-def describe_device(entry):
-    """{"capability", "memory_bytes"} of this process's device. Raises UserError when the capability is another."""
+def describe_cuda(entry):
+    """What this process's CUDA device is. Raises UserError when torch sees none, or another than the data sheet's."""
     import torch
 
-    if entry["environment"] != "engine-cuda":
-        return {"capability": None, "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")}
     if not torch.cuda.is_available():
         raise UserError("torch sees no CUDA device, though the driver lists one: is CUDA_VISIBLE_DEVICES right?")
-    capability = "{}.{}".format(*torch.cuda.get_device_capability())
+    device = torch.cuda.get_device_properties(0)
+    # The driver's name was checked before; CUDA may count devices in another order, or show a slice of one.
+    check_device(entry, device.name)
+    capability = f"{device.major}.{device.minor}"
     if capability != entry["compute_capability"]:
         expected = entry["compute_capability"]
         raise UserError(f"the device has compute capability {capability}, the data sheet says {expected}")
-    return {"capability": capability, "memory_bytes": torch.cuda.get_device_properties(0).total_memory}
+    # A context, so that the state is that of this very device.
+    torch.cuda.init()
+    return DeviceState("cuda").describe() | {
+        "capability": capability,
+        "cuda_version": torch.version.cuda,
+        "memory_bytes": device.total_memory,
+        "l2_bytes": device.L2_cache_size,
+        "l3_bytes": None,
+        "threads": None,
+        "isa": None,
+    }
 
 
-def measure_bandwidth(device_type, memory_bytes):
-    """Best of copying and of a + 2 b -> c, in bytes read and written per second.
-
-    A CPU may read a line before it writes it; those bytes are not counted, so its bus is a little better than this.
-    """
+def describe_cpu():
+    """What this process's CPU is; what only a GPU has is null."""
     import torch
 
-    # Far more than any cache holds: 256 MiB on a CPU, 1 GiB on a GPU.
-    elements = min((1 << 30 if device_type == "cuda" else 1 << 28), memory_bytes // 16) // 4
-    a, b, c = (torch.ones(elements, device=device_type) for _ in range(3))
-    copied = best_s(lambda: c.copy_(a), device_type)
-    added = best_s(lambda: torch.add(a, b, alpha=2.0, out=c), device_type)
-    return max(2 * 4 * elements / copied, 3 * 4 * elements / added)
+    return DeviceState("cpu").describe() | {
+        "capability": None,
+        "cuda_version": None,
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "l2_bytes": hardware.cache_bytes(2),
+        "l3_bytes": hardware.cache_bytes(3),
+        "max_sm_clock_hz": hardware.max_clock_hz(),
+        "threads": torch.get_num_threads(),
+        "isa": hardware.instruction_sets(),
+    }
 
 
-def measure_rates(device_type):
-    """{dtype: operations per second} of square products, for the formats that torch multiplies on this device."""
-    rates = {}
-    for dtype in ("fp32", "tf32", "bf16", "fp16", "fp8", "int8"):
-        rate = measure_rate(dtype, device_type)
-        if rate:
-            rates[dtype] = rate
-    return rates
+def measure_ceilings(device_type, described):
+    """The measured fields of the row: bandwidth, rates, and the state of the device while products ran."""
+    from quantbench.gemm.ceilings import measure_bandwidth, measure_rates
 
-
-def measure_rate(dtype, device_type):
-    """Best rate of a square product of one format; None where torch has none, or only an emulation."""
-    import torch
-
-    if device_type == "cpu" and dtype in ("tf32", "fp16", "fp8"):
-        # Not formats that CPUs multiply in; torch converts them one by one.
-        return None
-    torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
-    rate = None
-    for side in SIDES:
-        try:
-            multiply = make_product(dtype, side, device_type)
-            once = best_s(multiply, device_type, repeats=2)
-        except (RuntimeError, NotImplementedError, AttributeError):
-            break
-        enough = once >= PRODUCT_S[device_type]
-        if enough or side == SIDES[-1]:
-            once = best_s(multiply, device_type)
-        rate = max(rate or 0.0, 2 * side**3 / once)
-        if enough:
-            break
-    return rate
-
-
-def make_product(dtype, side, device_type):
-    """A function that multiplies two side x side matrices. Raises what torch raises where it cannot."""
-    import torch
-
-    if dtype == "int8":
-        a, b = (torch.randint(-128, 128, (side, side), dtype=torch.int8, device=device_type) for _ in range(2))
-        return lambda: torch._int_mm(a, b)
-    if dtype == "fp8":
-        a, b = (torch.randn(side, side, device=device_type).to(torch.float8_e4m3fn) for _ in range(2))
-        one = torch.ones((), device=device_type)
-        return lambda: torch._scaled_mm(a, b.t(), one, one, out_dtype=torch.bfloat16)
-    types = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    # Random numbers: zeros draw less power and run faster than any real product.
-    a, b = (torch.randn(side, side, device=device_type, dtype=torch.float32).to(types[dtype]) for _ in range(2))
-    return lambda: torch.matmul(a, b)
-
-
-def best_s(function, device_type, repeats=REPEATS):
-    """Least seconds of a call, after one that is not counted."""
-    import torch
-
-    wait = torch.cuda.synchronize if device_type == "cuda" else lambda: None
-    best = None
-    for index in range(repeats + 1):
-        wait()
-        start = time.perf_counter()
-        function()
-        wait()
-        elapsed = time.perf_counter() - start
-        if index:
-            best = elapsed if best is None else min(best, elapsed)
-    return best
+    bandwidths = measure_bandwidth(device_type, described["l3_bytes"])
+    rates, states = measure_rates(device_type, described["capability"], described["isa"], DeviceState(device_type))
+    return {
+        "bandwidth_bytes_per_s": max(bandwidths.values()),
+        "bandwidths_bytes_per_s": bandwidths,
+        "matrix_flops_per_s": rates,
+        **next((states[dtype] for dtype in LOADS if rates[dtype]), dict.fromkeys(FIELDS)),
+    }
 
 
 def parser():

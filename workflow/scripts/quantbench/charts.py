@@ -126,6 +126,29 @@ def roofline(rows, look, *, x_title):
     return _specification(shown, len(layers) * (10 * len(schemes) + 10))
 
 
+def speedups(rows, look, *, x_title, y_title):
+    """Observed speedup with its interval, and a dashed line of the predicted one: rows as `lines` plus predicted or null.
+
+    The rule is at 1, where nothing is gained.
+    """
+    xs = sorted({row["x"] for row in rows})
+    base = _chart(rows).encode(
+        x=alt.X("x:O", title=x_title, sort=xs, axis=alt.Axis(labelAngle=0)),
+        color=_colour(rows, look),
+    )
+    values = [row[name] for row in rows for name in ("value", "low", "high", "predicted") if row[name] is not None]
+    scale = alt.Scale(type="log", domain=[min([*values, 1]) / 1.15, max([*values, 1]) * 1.15], nice=False)
+    y = alt.Y("value:Q", title=y_title, scale=scale, axis=alt.Axis(format=",.3~r", tickCount=5))
+    shown = alt.layer(
+        _reference(1, "y"),
+        base.mark_line(strokeDash=[5, 4], strokeWidth=1.2, opacity=0.75).encode(y=alt.Y("predicted:Q")),
+        base.mark_line().encode(y=y),
+        base.mark_rule(strokeWidth=2, opacity=0.55).encode(y=alt.Y("low:Q"), y2="high:Q"),
+        base.mark_point().encode(y=y, shape=_shape(rows, look), tooltip=_tooltip()),
+    )
+    return _specification(shown, PANEL_HEIGHT)
+
+
 def _chart(rows):
     # Five digits are finer than a screen; all seventeen would make the page half as large again.
     short = [{name: float(f"{v:.5g}") if isinstance(v, float) else v for name, v in row.items()} for row in rows]

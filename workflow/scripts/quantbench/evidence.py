@@ -79,11 +79,14 @@ def missing(manifest, tables):
         what.append(STAGE_NAMES.get(stage, stage))
 
     for skip in manifest["skips"]:
-        add(skip, "skipped", skip["stage"])
+        if skip["model"] in manifest["models"]:
+            add(skip, "skipped", skip["stage"])
     for table in STAGES:
         for row in _rows(tables, table, ok=False):
-            # Without a run nothing was tried: the tables repeat the plan's skips, which stand above already.
-            if row["run_id"] is not None:
+            # Without a run nothing was tried: the tables repeat the plan's skips, which stand above already. One
+            # throttled repeat is no missing point. Kernels beside the study's variants have a section of their own.
+            a_point = row["run_id"] is not None and row.get("repeat") is None
+            if a_point and row["scheme"] is not None and row["model"] in manifest["models"]:
                 add(row, row["status"], table)
     groups = []
     for (gpu, model), entries in _by_study(manifest, found):
@@ -110,31 +113,10 @@ def _counted(stages):
 
 
 def provenance(manifest, tables):
-    """The parts of the last section: devices, checkpoints, runs, and how to make it again."""
+    """The parts of the last section: checkpoints, runs, and how to make it again."""
     runs = _rows(tables, "runs")
     commits = list(dict.fromkeys(run["commit"] for run in runs if run["commit"]))
-    return [*_devices(tables), *_checkpoints(manifest, tables), *_runs(runs), *_again(manifest, commits)]
-
-
-def _devices(tables):
-    rows = [
-        [
-            row["gpu"],
-            row["device_name"] or display.MISSING,
-            row["capability"] or display.MISSING,
-            display.amount(row["memory_bytes"], "B"),
-            display.amount(row["datasheet_bandwidth_bytes_per_s"], "B/s"),
-            display.amount(row["measured_bandwidth_bytes_per_s"], "B/s"),
-            row["dtype"] or display.MISSING,
-            display.amount(row["datasheet_flops_per_s"], "FLOP/s"),
-            display.amount(row["measured_flops_per_s"], "FLOP/s"),
-        ]
-        for row in _rows(tables, "gpus", ok=True)
-    ]
-    columns = ["gpu", "device", "capability", "memory", "bandwidth, data sheet", "measured"]
-    columns += ["format", "matrix rate, data sheet", "measured"]
-    note = "What the data sheet promises beside what a large copy and a large matrix product reached here."
-    return [{"title": "Devices", "note": note, "columns": columns, "rows": rows}] if rows else []
+    return [*_checkpoints(manifest, tables), *_runs(runs), *_again(manifest, commits)]
 
 
 def _checkpoints(manifest, tables):

@@ -9,9 +9,16 @@ from quantbench.errors import UserError
 
 SCHEMA = Path(__file__).parents[2] / "schemas" / "gpus.schema.json"
 
+# What a data sheet states and so has to name a source for; the price is the user's, the rest is no number.
+FACTS = ("compute_capability", "memory_bytes", "memory_bandwidth_bytes_per_s", "l2_bytes")
+RATES = ("matrix_flops_per_s", "sparse_flops_per_s")
+
 
 def load_gpus(path):
-    """The entries of a data sheet file, by name. Raises UserError: file, entry, key, and the nearest valid key."""
+    """The entries of a data sheet file, by name.
+
+    Raises UserError: file, entry, key, and the nearest valid key; or a number that names no source.
+    """
     # Workflow environment only; the engine's scripts import this module for check_device.
     import jsonschema
     import yaml
@@ -27,7 +34,40 @@ def load_gpus(path):
     errors = sorted(validator.iter_errors(entries), key=lambda error: [str(part) for part in error.absolute_path])
     if errors:
         raise UserError(f"{path}: {_sentence(errors[0])}")
+    for name, entry in entries.items():
+        complaint = _source_complaint(name, entry)
+        if complaint:
+            raise UserError(f"{path}: {complaint}")
     return entries
+
+
+def numbers(entry):
+    """What a data sheet states, {"memory_bytes": 141000000000, "matrix_flops_per_s.fp8": 1.98e15, ...}, no null."""
+    found = {field: entry[field] for field in FACTS}
+    found |= {f"{group}.{dtype}": rate for group in RATES for dtype, rate in entry[group].items()}
+    return {field: number for field, number in found.items() if number is not None}
+
+
+def source_of(entry, field):
+    """The text of the source of one number ("matrix_flops_per_s.fp8"): its own, else its group's; None without one."""
+    own = entry["source_of"].get(field, entry["source_of"].get(field.split(".")[0]))
+    return entry["sources"].get(own)
+
+
+def _source_complaint(name, entry):
+    """What is wrong with the sources of an entry, in the user's words; None when each number has one."""
+    valid = [*FACTS, *RATES, *(f"{group}.{dtype}" for group in RATES for dtype in entry["matrix_flops_per_s"])]
+    for field, source in entry["source_of"].items():
+        if field not in valid:
+            nearest = difflib.get_close_matches(field, valid, n=1, cutoff=0.0)[0]
+            return f"{name}.source_of: no field {field!r}; the nearest is {nearest!r}"
+        if source not in entry["sources"]:
+            known = ", ".join(entry["sources"]) or "none"
+            return f"{name}.source_of.{field}: no source {source!r} among {name}.sources ({known})"
+    for field in numbers(entry):
+        if source_of(entry, field) is None:
+            return f"{name}.{field} has no source: name it in {name}.source_of, with its title and address in sources"
+    return None
 
 
 def _sentence(error):

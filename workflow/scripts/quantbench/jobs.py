@@ -9,17 +9,17 @@ from pathlib import Path
 
 from quantbench.errors import UserError
 from quantbench.keys import canonical_json
-from quantbench.points import GROUP_FIELDS, JOB_OF_STAGE, expand
+from quantbench.points import DEVICE_JOBS, GROUP_FIELDS, JOB_OF_STAGE, expand
 from quantbench.schemes import compressed_tensors_config
 
 
 def build_jobs(manifest, store):
     """{job name: {(gpu, model, scheme): job}} of the whole study; model and scheme are None for jobs of a whole gpu."""
-    jobs = {name: {} for name in ("probe_gpu", "measure_gemm", "measure_engine", "measure_serving")}
+    jobs = {name: {} for name in dict.fromkeys(JOB_OF_STAGE.values())}
     checkpoints = {(c["model"], c["scheme"]): c for c in manifest["checkpoints"]}
     for point in manifest["points"]:
         name = JOB_OF_STAGE[point["stage"]]
-        variant = (None, None) if name in ("probe_gpu", "measure_gemm") else (point["model"], point["scheme"])
+        variant = (None, None) if name in DEVICE_JOBS else (point["model"], point["scheme"])
         target = (point["gpu"], *variant)
         if target not in jobs[name]:
             jobs[name][target] = _new_job(manifest, store, *target, checkpoints.get(variant))
@@ -95,7 +95,8 @@ def _add(job, identity, manifest, scheme):
             break
     else:
         group = varying | {"params": []}
-        if identity.get("format"):
+        # A contender says itself how its weights lie.
+        if identity.get("format") and not identity.get("contender"):
             recipe = manifest["schemes"][scheme]
             group["quantization_config"] = compressed_tensors_config(recipe["format"], recipe["targets"], [])
         job["groups"].append(group)

@@ -6,22 +6,6 @@ VERDICTS = ("as_promised", "computes_other", "unquantized")
 FLOATS = ("bf16", "fp16", "fp32")
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
-# What vLLM's own chooser (0.32) takes for everyday shapes, from running it with a faked device: compute capability to
-# kernel. FP8 in blocks is left out: which of DeepGEMM and CUTLASS runs hangs on what is installed.
-CUDA_KERNELS = {
-    "w4a16": {"7.5": "MarlinLinearKernel", "8.0": "MarlinLinearKernel", "8.6": "MarlinLinearKernel",
-              "8.9": "MarlinLinearKernel", "9.0": "MacheteLinearKernel"},
-    "w8a8-int8": {"7.5": "CutlassInt8ScaledMMLinearKernel", "8.0": "CutlassInt8ScaledMMLinearKernel",
-                  "8.6": "CutlassInt8ScaledMMLinearKernel", "8.9": "CutlassInt8ScaledMMLinearKernel",
-                  "9.0": "CutlassInt8ScaledMMLinearKernel"},
-    "w8a8-fp8": {"8.9": "CutlassFP8ScaledMMLinearKernel", "9.0": "CutlassFP8ScaledMMLinearKernel"},
-}  # fmt: skip
-CPU_KERNELS = {
-    "w4a16": "CPUWNA16LinearKernel",
-    "w8a8-int8": "CPUInt8ScaledMMLinearKernel",
-    "w8a16-fp8": "CPUFp8BlockScaledMMKernel",
-}
-
 
 def verdict(promised, observed_computes, quantized):
     """One of VERDICTS, for one group of layers; None when the kernel that ran is not known.
@@ -54,21 +38,6 @@ def promised_for(scheme, layer_kind, dtype="bf16"):
             if re.match(pattern, part):
                 return dtype
     return scheme["computes"]
-
-
-def expected_kernel(promised, gpu_entry, format=None):
-    """The kernel class vLLM is known to take for what is promised on a device; None where that is not known.
-
-    promised   "w4a16", ...
-    gpu_entry  the device's entry in config/gpus.yaml
-    format     the scheme's format, for the cases in which the promise alone does not decide
-    """
-    strategy = ((format or {}).get("weights") or {}).get("strategy")
-    if gpu_entry["environment"] == "engine-cpu":
-        return CPU_KERNELS.get(promised)
-    if promised == "w8a8-fp8" and strategy == "block":
-        return None
-    return CUDA_KERNELS.get(promised, {}).get(gpu_entry["compute_capability"])
 
 
 def refusal(expects, kernels, dtype):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 # One stream of random numbers per purpose, so that more requests change no earlier arrival and no earlier prompt.
-ARRIVALS, PROMPTS, WARM_UP = 0, 1, 2
+ARRIVALS, PROMPTS, WARM_UP, WAKING = 0, 1, 2, 3
 
 
 def poisson_offsets(rate_per_s, requests, seed):

@@ -1,12 +1,15 @@
 """From a study to its manifest: every artefact and every point with its identity and key, before anything runs."""
 
+from quantbench.contenders import contender_identity, device_refusal
 from quantbench.environments import engine_versions, pins, toolkit_versions
 from quantbench.errors import UserError
 from quantbench.keys import key
 from quantbench.points import PROTOCOL
 from quantbench.roofline import layer_shapes
 from quantbench.schemes import recipe_identity
+from quantbench.shapes import shapes_of
 from quantbench.study import ROOT
+from quantbench.support import support
 
 
 def build_manifest(study):
@@ -21,17 +24,25 @@ def build_manifest(study):
         device = {"artefact": "point", "gpu": gpu, "epoch": entry["epoch"]}
         versions = engine_versions(requirements(entry["environment"]))
         points.append(_point("probe", gpu, None, None, device, versions, {}))
+        refused = {scheme: reason for scheme in study.schemes if (reason := device_refuses(study, scheme, entry))}
+        points += [_support_point(study, gpu, scheme, device, versions) for scheme in study.schemes]
         for variant in checkpoints:
+            label = {"gpu": gpu, "model": variant["model"], "scheme": variant["scheme"]}
+            if variant["scheme"] in refused:
+                reason = refused[variant["scheme"]]
+                skips += [{"stage": stage, **label, "reason": reason} for stage in _stages(study)]
+                continue
             points += _variant_points(study, gpu, variant, device, versions)
-            kernel_points, skip = _gemm_points(study, gpu, variant, device, versions)
-            points += kernel_points
-            skips += skip
+        kernel_points, kernel_skips = _gemm_points(study, gpu, refused, device, versions)
+        points += kernel_points
+        skips += kernel_skips
     return {
         # Without the title: a new one costs a new report, not new tables.
         "study": {name: value for name, value in study.config.items() if name != "title"},
         "models": {n: {"key": m["key"], "source": m["source"], "config": m["config"]} for n, m in study.models.items()},
         "schemes": study.schemes,
         "gpus": study.gpus,
+        "contenders": study.contenders,
         "checkpoints": checkpoints,
         "points": points,
         "skips": skips,
@@ -85,6 +96,31 @@ def engine_arguments(study, model, scheme):
     return arguments
 
 
+def device_refuses(study, scheme, gpu_entry):
+    """Why a GPU cannot run a scheme, by the rules of support.py, or None. A CPU is asked: it hangs on its instruction set."""
+    recipe = study.schemes[scheme]
+    if gpu_entry["environment"].endswith("-cpu"):
+        return None
+    dtype = study.config["engine"]["dtype"]
+    found = support(recipe["format"], recipe["engine_args"], recipe["computes"], gpu_entry, dtype)
+    return found.reason if found.level == "unsupported" else None
+
+
+def _stages(study):
+    """The stages of a variant that the study asks for."""
+    return [
+        "load",
+        *(stage for stage in ("latency", "throughput", "accuracy", "perplexity", "serving") if study.config.get(stage)),
+    ]
+
+
+def _support_point(study, gpu, scheme, device, versions):
+    recipe, entry = study.schemes[scheme], study.gpus[gpu]
+    parameters = {"format": recipe["format"], "engine_args": recipe["engine_args"]}
+    parameters |= {"dtype": study.config["engine"]["dtype"], "capability": entry["compute_capability"]}
+    return _point("support", gpu, None, scheme, device, versions, parameters)
+
+
 def _variant_points(study, gpu, variant, device, versions):
     """Points of one variant on one gpu that need the whole model: load, latency, throughput, serving, quality."""
     model, scheme, config = variant["model"], variant["scheme"], study.config
@@ -114,26 +150,54 @@ def _variant_points(study, gpu, variant, device, versions):
     return found
 
 
-def _gemm_points(study, gpu, variant, device, versions):
-    """Points of a variant's matrix products; schemes of one format share them, since their kernels are the same."""
-    if "kernels" not in study.config:
+def _gemm_points(study, gpu, refused, device, versions):
+    """(points, skips) of a gpu's matrix products: the schemes' formats through the engine, then the contenders.
+
+    Schemes of one format share their points, since their kernels are the same. refused: {scheme: why the gpu cannot}.
+    """
+    asked = study.config.get("kernels")
+    if not asked:
         return [], []
-    recipe = study.schemes[variant["scheme"]]
-    label = {"gpu": gpu, "model": variant["model"], "scheme": variant["scheme"]}
-    if recipe["format"] is None and recipe["engine_args"]:
-        reason = "quantized by the engine while it loads: there is no checkpoint format to build a single layer from"
-        return [], [{"stage": "gemm", **label, "reason": reason}]
-    points = []
-    dtype, repeats = study.config["engine"]["dtype"], study.config["repeats"]
-    for shape in layer_shapes(study.models[variant["model"]]["config"]):
-        # Schemes leave the output head in 16 bits: its product is the baseline's.
-        quantized = shape["layer"] not in recipe["ignore"]
-        common = device | {"format": recipe["format"] if quantized else None}
-        for m in study.config["kernels"]["tokens"]:
-            parameters = {"n": shape["n"], "k": shape["k"], "m": m, "dtype": dtype, "repeats": repeats}
-            points.append(_point("gemm", gpu, label["model"], label["scheme"], common, versions, parameters))
-            points[-1]["layer"] = shape["layer"]
-    return points, []
+    points, skips = [], []
+    dtype, devices = study.config["engine"]["dtype"], asked["tensor_parallel_size"]
+    owners = {name: layer_shapes(model["config"], devices) for name, model in study.models.items()}
+    owners |= {name: shapes_of(entry, devices) for name, entry in study.shapes.items()}
+
+    def add(owner, shape, format, contender, dtype, scheme=None, name=None):
+        common = device | {"format": format, "contender": contender}
+        for product in asked["products"]:
+            for m in asked["tokens"]:
+                parameters = {"n": shape["n"], "k": shape["k"], "m": m, "dtype": dtype, "product": product}
+                parameters["repeats"] = study.config["repeats"]
+                point = _point("gemm", gpu, owner, scheme, common, versions, parameters)
+                points.append(point | {"layer": shape["layer"], "contender": name})
+
+    for scheme, recipe in study.schemes.items():
+        reason = refused.get(scheme)
+        if recipe["format"] is None and recipe["engine_args"]:
+            reason = (
+                "quantized by the engine while it loads: there is no checkpoint format to build a single layer from"
+            )
+        for owner, shapes in owners.items():
+            if reason:
+                label = {"gpu": gpu, "model": owner, "scheme": scheme}
+                skips += [{"stage": "gemm", **label, "reason": reason}]
+                continue
+            for shape in shapes:
+                # Schemes leave the output head in 16 bits: its product is the baseline's.
+                quantized = shape["layer"] not in recipe["ignore"]
+                add(owner, shape, recipe["format"] if quantized else None, None, dtype, scheme=scheme)
+    for name, spec in study.contenders.items():
+        reason = device_refusal(spec, study.gpus[gpu])
+        if reason:
+            label = {"gpu": gpu, "model": None, "scheme": None, "contender": name}
+            skips.append({"stage": "gemm", **label, "reason": reason})
+            continue
+        for owner, shapes in owners.items():
+            for shape in shapes:
+                if shape["layer"] != "lm_head" or spec["format"] is None:
+                    add(owner, shape, spec["format"], contender_identity(spec), spec["dtype"] or dtype, name=name)
+    return points, skips
 
 
 def _point(stage, gpu, model, scheme, common, versions, parameters):

@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from quantbench.points import JOB_OF_STAGE
+from quantbench.points import DEVICE_JOBS, JOB_OF_STAGE
 
 # Parameters that place a point within a sweep: where one differs it is another point, not a changed one.
 PLACE = ("batch_size", "input_tokens", "output_tokens", "load", "rate_per_s", "concurrency", "m", "n", "k", "task")
@@ -19,7 +19,9 @@ def plan_text(manifest, store):
     groups, reason = {}, _reasons(manifest, store, known)
     for point in missing:
         name = (
-            "/".join(filter(None, (point["model"], point["scheme"]))) if point["stage"] not in ("gemm", "probe") else ""
+            "/".join(filter(None, (point["model"], point["scheme"])))
+            if JOB_OF_STAGE[point["stage"]] not in DEVICE_JOBS
+            else ""
         )
         groups.setdefault((point["gpu"], name, point["stage"]), []).append(point)
     for (gpu, variant, stage), points in groups.items():
@@ -27,9 +29,7 @@ def plan_text(manifest, store):
         lines.append(f"  {gpu:<6} {variant:<24} {stage:<11} {len(points):>4} missing: {why}")
     lines += _failure_lines(unique, known)
     for skip in manifest["skips"]:
-        lines.append(
-            f"  skipped: {skip['stage']} of {skip['model']}/{skip['scheme']} on {skip['gpu']}: {skip['reason']}"
-        )
+        lines.append(f"  skipped: {skip['stage']} of {_who(skip)} on {skip['gpu']}: {skip['reason']}")
     return "\n".join(lines + _time_lines(missing, known, store.read_runs()))
 
 
@@ -104,11 +104,16 @@ def _failure_lines(unique, known):
     for key, point in unique.items():
         record = known.get(key)
         if record and record["status"] != "ok":
-            where = f"{point['gpu']} {point['model']}/{point['scheme']}"
+            where = f"{point['gpu']} {_who(point)}"
             failed.setdefault((where, record["status"], record["reason"]), []).append(point["stage"])
     return [
         f"  {status}: {where}, {len(stages)} points: {reason}" for (where, status, reason), stages in failed.items()
     ]
+
+
+def _who(entry):
+    """A variant, or a contender among the kernels."""
+    return "/".join(filter(None, (entry["model"], entry["scheme"] or entry.get("contender"))))
 
 
 def estimate(missing, known, runs):
@@ -127,7 +132,8 @@ def estimate(missing, known, runs):
     for gpu in sorted({point["gpu"] for point in missing}):
         seconds, unknown, jobs = 0.0, set(), set()
         for point in (point for point in missing if point["gpu"] == gpu):
-            jobs.add((JOB_OF_STAGE[point["stage"]], point["model"], point["scheme"]))
+            name = JOB_OF_STAGE[point["stage"]]
+            jobs.add((name, None, None) if name in DEVICE_JOBS else (name, point["model"], point["scheme"]))
             if (gpu, point["stage"]) in took:
                 seconds += median(took[gpu, point["stage"]])
             else:

@@ -6,12 +6,16 @@ from quantbench.keys import key
 # Raised by hand, with the reason beside it, when what is measured changes: it costs exactly that stage's points.
 PROTOCOL = {
     "load": 1,
-    "probe": 1,
-    "gemm": 1,
+    # 2: rates as the best over several shapes; what else the node has is recorded
+    "probe": 2,
+    "support": 1,
+    # 2: hot and cold caches, graph and eager launches
+    "gemm": 2,
     # 2: warmed up until a pass is no faster than the one before; one pass was too little
     "latency": 2,
     "throughput": 2,
-    "serving": 1,
+    # 2: a new server is warmed up for longer
+    "serving": 2,
     "accuracy": 1,
     "perplexity": 1,
 }
@@ -19,6 +23,7 @@ PROTOCOL = {
 # Which job measures which stage: one engine start serves a variant's engine stages, one server start its serving points.
 JOB_OF_STAGE = {
     "probe": "probe_gpu",
+    "support": "ask_support",
     "gemm": "measure_gemm",
     "load": "measure_engine",
     "latency": "measure_engine",
@@ -27,8 +32,10 @@ JOB_OF_STAGE = {
     "perplexity": "measure_engine",
     "serving": "measure_serving",
 }
+# Jobs of a whole device; the others are of a variant on a device.
+DEVICE_JOBS = ("probe_gpu", "ask_support", "measure_gemm")
 # What tells a job's points apart, besides their parameters.
-GROUP_FIELDS = ("stage", "protocol", "versions", "format")
+GROUP_FIELDS = ("stage", "protocol", "versions", "format", "contender")
 
 
 def expand(job):

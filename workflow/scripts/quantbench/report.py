@@ -14,11 +14,13 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from quantbench import charts, evidence, sections_quality, sections_speed
+from quantbench import charts, evidence, sections_hardware, sections_kernels, sections_quality, sections_speed
 from quantbench.first_screen import first_screen
 from quantbench.sections import Context
+from quantbench.study import ROOT
 
 HERE = Path(__file__).parent
+PUBLISHED = ROOT / "config" / "published"
 
 # What a legend's swatch draws, in a box from -7 to 7: the shapes of charts.SHAPES.
 SHAPE_PATHS = {
@@ -32,8 +34,11 @@ SHAPE_PATHS = {
 }
 
 
-def render(manifest, tables):
-    """(HTML text, summary dict) of a study. `manifest` as the workflow writes it, `tables` polars frames by name."""
+def render(manifest, tables, published=PUBLISHED):
+    """(HTML text, summary dict) of a study. `manifest` as the workflow writes it, `tables` polars frames by name.
+
+    `published` is the folder of other people's figures, shown as such where they are of one of the study's devices.
+    """
     context = Context(manifest, tables)
     screen, summary = first_screen(context)
     sections = [
@@ -43,11 +48,14 @@ def render(manifest, tables):
         sections_quality.accuracy(context),
         sections_quality.perplexity(context),
         sections_quality.size(context),
-        sections_speed.kernels(context),
+        sections_kernels.kernels(context),
     ]
     page = {
         **screen,
         "sections": sections,
+        "published": sections_kernels.published_figures(context, published),
+        "hardware": sections_hardware.hardware(context),
+        "support": sections_hardware.support(context),
         "kernels": evidence.kernels_that_ran(manifest, tables),
         "missing": evidence.missing(manifest, tables),
         "provenance": evidence.provenance(manifest, tables),

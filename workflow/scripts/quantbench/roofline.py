@@ -16,8 +16,9 @@ SCALE_BYTES = {"channel": 4, "tensor": 4, "block": 4, "group": 2, "tensor_group"
 
 # The data sheet's rate that a product can reach at best: weight-only formats multiply in 16 bit.
 RATES = {
-    "bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "w4a16": "bf16", "w8a16-int8": "bf16", "w8a16-fp8": "bf16",
+    "bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "tf32": "tf32", "w4a16": "bf16", "w8a16-int8": "bf16", "w8a16-fp8": "bf16",
     "w4a16-fp4": "bf16", "w8a8-int8": "int8", "w4a8": "int8", "w8a8-fp8": "fp8", "w4a8-fp8": "fp8", "w4a4-fp4": "fp4",
+    "w4a16-mxfp4": "bf16", "w4a4-mxfp4": "fp4", "w8a16-mxfp8": "bf16", "w8a8-mxfp8": "fp8",
 }  # fmt: skip
 
 
@@ -60,28 +61,37 @@ def layer_shapes(model_config, tensor_parallel_size=1):
     return [{"layer": layer, "n": n, "k": k, "count": count} for layer, n, k, count in shapes]
 
 
-def weight_bytes(n, k, format, element_bytes=2):
-    """Bytes of one [n, k] weight as the engine reads it: packed integers, scales and zero points.
+def gemm_traffic(m, n, k, format, element_bytes=2, input_bits=None):
+    """What has to cross the memory bus, part by part: {part: bytes}.
 
     format         {"weights": QuantizationArgs names, ...}, or None for the model's own type of `element_bytes`
+    input_bits     of activations that were quantized beforehand; None: they come in the model's own type
 
-        packed weights   n k bits / 8
-        scales           n k / group x 2     (group; 1 byte each and a 4-byte scale per tensor for NVFP4)
-                         n x 4               (channel)
-                         ceil(n / rows) ceil(k / columns) x 4    (block)
-        zero points      n k / group x bits / 8, of asymmetric integers only
+        weights        n k bits / 8
+        scales         n k / group x 2     (group; 1 byte each and a 4-byte scale per tensor for NVFP4)
+                       n x 4               (channel)
+                       ceil(n / rows) ceil(k / columns) x 4    (block)
+        zeros          n k / group x bits / 8, of asymmetric integers only
+        inputs         m k x element_bytes: quantizing them is part of the product, and a fused kernel need not write
+                       the quantized ones; or m k x input_bits / 8
+        outputs        m n x element_bytes
     """
+    inputs = m * k * (element_bytes if input_bits is None else input_bits / 8)
+    ends = {"inputs": inputs, "outputs": m * n * element_bytes}
     if format is None:
-        return n * k * element_bytes
+        return {"weights": n * k * element_bytes, "scales": 0, "zeros": 0, **ends}
     weights = format["weights"]
     strategy, bits = weights["strategy"], weights["num_bits"]
-    scales = _scales(n, k, weights)
-    total = n * k * bits / 8 + scales * SCALE_BYTES[strategy]
-    if strategy == "tensor_group":
-        total += 4
-    if not weights.get("symmetric", True):
-        total += scales * bits / 8
-    return total
+    count = _scales(n, k, weights)
+    scales = count * SCALE_BYTES[strategy] + (4 if strategy == "tensor_group" else 0)
+    zeros = 0 if weights.get("symmetric", True) else count * bits / 8
+    return {"weights": n * k * bits / 8, "scales": scales, "zeros": zeros, **ends}
+
+
+def weight_bytes(n, k, format, element_bytes=2):
+    """Bytes of one [n, k] weight as the engine reads it: packed numbers, scales and zero points (see gemm_traffic)."""
+    traffic = gemm_traffic(0, n, k, format, element_bytes)
+    return sum(traffic[part] for part in ("weights", "scales", "zeros"))
 
 
 def _scales(n, k, weights):
@@ -95,13 +105,9 @@ def _scales(n, k, weights):
     return {"channel": n, "tensor": 1}[strategy]
 
 
-def gemm_bytes(m, n, k, format, element_bytes=2):
-    """Bytes that cross the memory bus at least: the weight (see weight_bytes), activations in and activations out.
-
-    Activations are m k and m n elements of 16 bits (`element_bytes`) whatever the format: quantizing them is part of
-    the product, and a fused kernel need not write the quantized ones.
-    """
-    return weight_bytes(n, k, format, element_bytes) + m * k * element_bytes + m * n * element_bytes
+def gemm_bytes(m, n, k, format, element_bytes=2, input_bits=None):
+    """Bytes that cross the memory bus at least: the sum of gemm_traffic."""
+    return sum(gemm_traffic(m, n, k, format, element_bytes, input_bits).values())
 
 
 def gemm_flops(m, n, k):

@@ -1,4 +1,4 @@
-"""The report's sections on speed: latency, throughput, serving, and kernels beside the roofline."""
+"""The report's sections on speed: latency, throughput and serving. Kernels have their own, sections_kernels.py."""
 
 from quantbench import charts, display
 from quantbench.comparison import P99_REQUESTS
@@ -164,68 +164,3 @@ def _load_group(context, gpu, model, load, frame):
         "notes": [caveat] if fewest < P99_REQUESTS else [],
         "numbers": {"columns": ["scheme", x_title, *(title.lower() for title in titles)], "rows": table},
     }
-
-
-def kernels(context):
-    intro = (
-        "Each line is one layer's matrix product in one scheme, alone, timed through the engine's own layer. The point "
-        "is the time measured. The tick is its floor, the least time that this device allows: the time to move its "
-        "data at its measured bandwidth, or to multiply at its measured rate, whichever is longer. The longer the "
-        "line between the two, the more the kernel leaves unused."
-    )
-    groups = []
-    for (gpu, model), frame in context.grouped("gemm", ["gpu", "model"]):
-        groups.append({"kicker": f"{gpu} · {model}", **_product_group(context, frame)})
-    return context.section("gemm", "Kernels beside the roofline", intro, groups, asked="kernels")
-
-
-def _product_group(context, frame):
-    panels, table, reached, shared = [], [], [], []
-    for (m,), at_m in sorted(parts(frame, ["m"]), key=lambda item: item[0]):
-        rows = []
-        measured = {place: part["latency_s"].to_list() for place, part in parts(at_m, ["scheme", "layer"])}
-        for (scheme, layer), part in parts(at_m, ["scheme", "layer"]):
-            # A layer that no scheme quantizes is one point of the study, drawn once.
-            if scheme != context.baseline and measured[scheme, layer] == measured.get((context.baseline, layer)):
-                shared.append(layer)
-                continue
-            row = point(scheme, m, median_ci(part["latency_s"].to_list(), context.confidence), display.seconds)
-            floor = part["floor_s"][0]
-            used = None if floor is None else floor / row["value"]
-            rows.append({**row, "layer": layer, "floor": floor})
-            cells = [scheme, layer, m, part["kernel"][0] or display.MISSING, row["text"], display.seconds(floor)]
-            table.append([*cells, display.share(used, 0)])
-            reached.append((used, f"{scheme}, {layer}, M = {m}"))
-        rows = context.in_order(rows)
-        unit, size = display.time_unit(max(row["value"] for row in rows))
-        chart = charts.roofline(rescaled(rows, size), context.look, x_title=f"{unit}, log scale")
-        said = [{**row, "scheme": f"{row['scheme']}, {row['layer']}"} for row in rows]
-        panels.append(panel(f"M = {m} {'token' if m == 1 else 'tokens'} at once", chart, said))
-    columns = ["scheme", "layer", "M", "kernel", "measured", "floor", "of the roofline"]
-    heading, notes = _reached(reached)
-    if shared:
-        left = display.listed(dict.fromkeys(shared))
-        notes.append(
-            f"{left}: left in 16 bits by the other schemes too, so measured once and shown for {context.baseline}."
-        )
-    return {"heading": heading, "panels": panels, "notes": notes, "numbers": {"columns": columns, "rows": table}}
-
-
-def _reached(reached):
-    """What the shares of the roofline say. One above 1 is no achievement but a fault of the floor or of the timing."""
-    known = [(used, what) for used, what in reached if used is not None]
-    possible, beyond = [k for k in known if k[0] <= 1], [what for used, what in known if used > 1]
-    notes = []
-    if len(known) < len(reached):
-        notes.append("No tick: no ceiling of this device was measured for what that kernel computes.")
-    if beyond:
-        more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
-        notes.append(
-            f"Faster than the floor, left of the tick, which cannot be: {'; '.join(beyond[:3])}{more}. There "
-            "the measured ceilings are too low for this shape (a product that stays in cache, say), so its floor says "
-            "nothing."
-        )
-    if not possible:
-        return "Time of each layer's matrix product", notes
-    used, what = max(possible)
-    return f"At best, a kernel reaches {display.share(used, 0)} of what the device allows ({what})", notes

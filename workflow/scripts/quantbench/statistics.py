@@ -32,7 +32,7 @@ def quantile_ci(values, q, confidence=0.95):
     estimate = float(np.quantile(values, q))
     if len(values) < 2:
         return estimate, None, None
-    return estimate, *_interval(_resampled_quantiles(values, q, stream=0), confidence)
+    return estimate, *_interval(resampled_quantiles(values, q, stream=0), confidence)
 
 
 def narrow_enough(values, repeats):
@@ -66,7 +66,7 @@ def ratio_of_quantiles_ci(baseline, values, q, confidence=0.95):
     ratio = float(np.quantile(values, q) / np.quantile(baseline, q))
     if min(len(baseline), len(values)) < 2:
         return ratio, None, None
-    below, above = _resampled_quantiles(baseline, q, stream=0), _resampled_quantiles(values, q, stream=1)
+    below, above = resampled_quantiles(baseline, q, stream=0), resampled_quantiles(values, q, stream=1)
     return ratio, *_interval(above / below, confidence)
 
 
@@ -217,7 +217,7 @@ def _interval(resampled, confidence):
     return float(low), float(high)
 
 
-def _resampled_quantiles(values, q, stream):
+def resampled_quantiles(values, q, stream):
     """Quantile q of RESAMPLES bootstrap resamples. Two of one number of values and one stream follow each other."""
     lower, upper, weight = _quantile_ranks(len(values), q, stream)
     values = np.sort(values)

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantbench import sources
+from quantbench.contenders import load_contenders
 from quantbench.errors import UserError
 from quantbench.gpus import load_gpus
 from quantbench.keys import key
 from quantbench.schemes import check_scheme_fits, load_schemes
+from quantbench.shapes import load_shapes
 from quantbench.store import Store
 from quantbench.validation import check, nearest, with_defaults
 
@@ -28,6 +30,8 @@ class Study:
     store: Store
     gpus: dict
     schemes: dict
+    shapes: dict
+    contenders: dict
     models: dict = field(default_factory=dict)
     datasets: dict = field(default_factory=dict)
 
@@ -53,12 +57,18 @@ def load_study(config, root=ROOT):
         store=Store(resolved["store"]),
         gpus=load_gpus(root / "config" / "gpus.yaml"),
         schemes=load_schemes(root / "config" / "schemes"),
+        shapes=load_shapes(root / "config" / "shapes.yaml"),
+        contenders=load_contenders(root / "config" / "kernels.yaml"),
     )
     faults = _reference_faults(study) or _source_faults(study) or _length_faults(study)
     if faults:
         raise UserError("\n".join(["the study's config is not valid:", *[f"  - {fault}" for fault in faults]]))
     study.schemes = {name: study.schemes[name] for name in resolved["schemes"]}
     study.gpus = {name: study.gpus[name] for name in resolved["gpus"]}
+    asked = resolved.get("kernels", {"shapes": [], "contenders": []})
+    study.shapes = {name: study.shapes[name] for name in asked["shapes"]}
+    if asked["contenders"] != "all":
+        study.contenders = {name: study.contenders[name] for name in asked["contenders"]}
     return study
 
 
@@ -71,6 +81,14 @@ def _reference_faults(study):
         faults += [
             f"{section}: unknown {section[:-1]} {n!r}{nearest(n, valid)}" for n in config[section] if n not in valid
         ]
+    kernels = config.get("kernels", {"shapes": [], "contenders": []})
+    for section, valid in (("shapes", study.shapes), ("contenders", study.contenders)):
+        names = [] if kernels[section] == "all" else kernels[section]
+        place = f"kernels.{section}"
+        faults += _twice(place, names)
+        faults += [f"{place}: unknown name {n!r}{nearest(n, valid)}" for n in names if n not in valid]
+    taken = {entry["name"] for entry in config["models"]} & set(kernels["shapes"])
+    faults += [f"kernels.shapes: {name!r} is the name of a model, too" for name in sorted(taken)]
     if config["baseline"] not in config["schemes"]:
         faults.append(
             f"baseline: {config['baseline']!r} is not among the study's schemes{nearest(config['baseline'], config['schemes'])}"
@@ -101,7 +119,7 @@ def _reference_faults(study):
 
 def _sweeps(config):
     for stage, names in (
-        ("kernels", ["tokens"]),
+        ("kernels", ["tokens", "products"]),
         ("latency", ["batch_sizes", "lengths"]),
         ("throughput", ["batch_sizes", "lengths"]),
         ("serving", ["request_rates", "concurrencies", "lengths"]),

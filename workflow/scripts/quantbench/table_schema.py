@@ -59,12 +59,41 @@ SCHEMA = {
         "device_name": Column("str", None, "what the device calls itself"),
         "capability": Column("str", None, "CUDA compute capability, major.minor"),
         "memory_bytes": Column("int", "B", "memory of the device"),
+        "l2_bytes": Column("int", "B", "last cache: L2 of a GPU, L3 of a CPU"),
         "driver": Column("str", None, "version of the device's driver"),
+        "cuda_version": Column("str", None, "CUDA version that torch was built for"),
+        "sm_clock_hz": Column("float", "Hz", "clock of the cores while 16-bit products ran"),
+        "max_sm_clock_hz": Column("float", "Hz", "highest clock of the cores"),
+        "memory_clock_hz": Column("float", "Hz", "clock of the memory while 16-bit products ran"),
+        "temperature_c": Column("float", "°C", "temperature while 16-bit products ran"),
+        "power_w": Column("float", "W", "power drawn while 16-bit products ran"),
+        "throttle_reasons": Column("str", None, "what held the clocks down while 16-bit products ran"),
+        "power_limit_w": Column("float", "W", "power limit when it was probed"),
+        "ecc": Column("bool", None, "whether memory errors are corrected, which costs bandwidth on some devices"),
+        "other_processes": Column("int", None, "processes of others on the device when it was probed"),
+        "threads": Column("int", None, "threads that the probe used; CPU only"),
+        "isa": Column("str", None, "instruction sets that matrix kernels choose by; CPU only"),
         "datasheet_bandwidth_bytes_per_s": Column("float", "B/s", "memory bandwidth by the data sheet"),
         "measured_bandwidth_bytes_per_s": Column("float", "B/s", "memory bandwidth reached by the probe"),
         "dtype": Column("str", None, "number format of the two rates that follow"),
         "datasheet_flops_per_s": Column("float", "1/s", "dense matrix operations per second by the data sheet"),
         "measured_flops_per_s": Column("float", "1/s", "dense matrix operations per second reached by the probe"),
+    },
+    "support": RUN
+    | STATUS
+    | GPU
+    | SCHEME
+    | {
+        "level": Column("str", None, "native, emulated (other arithmetic than the scheme promises) or unsupported"),
+        "rule_level": Column("str", None, "the same by the rules on compute capability; unknown where they have none"),
+        "rule_kernel": Column("str", None, "kernel class that the rules expect"),
+        "rule_reason": Column("str", None, "why the rules say so"),
+        "chooser_kernel": Column("str", None, "kernel class that the engine's own chooser picks for this device"),
+        "chooser_computes": Column("str", None, "what that kernel computes"),
+        "chooser_reason": Column("str", None, "why the chooser picks none, in its own words"),
+        "engine_kernels": Column("str", None, "kernel classes that the engine really ran, where it ran"),
+        "engine_computes": Column("str", None, "what those compute"),
+        "mismatch": Column("str", None, "where rules, chooser and engine disagree"),
     },
     "checkpoints": STATUS
     | MODEL
@@ -93,19 +122,33 @@ SCHEMA = {
     },
     "gemm": KEYS
     | {
+        "contender": Column("str", None, "kernel timed beside the schemes, a name of config/kernels.yaml; else null"),
+        "product": Column("str", None, "linear, or relu_linear: a ReLU on the activations within the time"),
         "layer": Column("str", None, "layer of the model that has this shape"),
         "n": Column("int", None, "output features"),
         "k": Column("int", None, "input features"),
         "m": Column("int", "tokens", "rows of the activation"),
         "kernel": Column("str", None, "class of the kernel that was timed"),
         "computes": Column("str", None, "what that kernel computes"),
+        "launch": Column("str", None, "graph (CUDA graph replay) or eager (launched call by call)"),
+        "cache": Column("str", None, "cold (weights come from memory) or hot (they stay in the cache, where they fit)"),
     }
     | REPEAT
     | {
         "latency_s": Column("float", "s", "time of one product"),
         "relative_error": Column("float", None, "norm of the error over norm of the product of unrounded numbers"),
-        "includes_quantization": Column("bool", None, "whether quantizing the activation is part of the time"),
+        "error_bound": Column("float", None, "the most that rounding can explain: what is off by more is not timed"),
+        "includes_quantization": Column(
+            "bool", None, "whether quantizing the activation is within the time; null where it stays in 16 bits"
+        ),
+        "sm_clock_hz": Column("float", "Hz", "clock of the cores at this repeat"),
+        "memory_clock_hz": Column("float", "Hz", "clock of the memory at this repeat"),
+        "temperature_c": Column("float", "°C", "temperature of the device at this repeat"),
+        "power_w": Column("float", "W", "power that the device drew at this repeat"),
+        "bytes": Column("float", "B", "bytes that have to cross the memory bus: weight, scales, zeros, activations"),
+        "operations": Column("float", None, "multiplications and additions"),
         "floor_s": Column("float", "s", "least time, by the ceilings that the probe measured on this device"),
+        "datasheet_floor_s": Column("float", "s", "least time, by the ceilings of the device's data sheet"),
     },
     "latency": KEYS
     | LOAD

@@ -10,6 +10,7 @@ from quantbench.kernel_verdict import promised_for, verdict
 from quantbench.keys import canonical_json, key
 from quantbench.roofline import floor_s, gemm_bytes, gemm_flops, rate_dtype
 from quantbench.store import Store
+from quantbench.support import support_rows
 from quantbench.table_schema import SCHEMA
 
 TABLE_OF_STAGE = {"probe": "gpus", "load": "kernels"}
@@ -19,6 +20,7 @@ RENAMED = {"serving": {"input_tokens": "input_tokens_asked", "output_tokens": "o
 
 # The engine's names of the types that layers left alone run in, and the schemes' names.
 DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
+ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 PYTHON_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool}
 
@@ -37,6 +39,8 @@ def build_tables(manifest, store):
     ceilings = _measured_ceilings(points)
     servers = set()
     for point, record in points:
+        if point["stage"] == "support":
+            continue
         table = TABLE_OF_STAGE.get(point["stage"], point["stage"])
         rows[table] += _point_rows(manifest, point, record, ceilings)
         server = (record["run_id"], point["gpu"], point["model"], point["scheme"])
@@ -50,6 +54,8 @@ def build_tables(manifest, store):
             rows["kernels"] += _kernel_rows(manifest, keys, kernels, point["scheme"], "server")
     for table, skipped in _skip_rows(manifest, rows):
         rows[table].append(skipped)
+    asked = [(point, record) for point, record in points if point["stage"] == "support"]
+    rows["support"] = support_rows(manifest, asked, rows["kernels"])
     rows["checkpoints"] = [_checkpoint_row(manifest, store, checkpoint) for checkpoint in manifest["checkpoints"]]
     rows["runs"] = _run_rows(points, runs)
     order = _order(manifest)
@@ -125,8 +131,8 @@ def _point_rows(manifest, point, record, ceilings):
         return [row]
     rows = [row | measured for measured in record["rows"]]
     if stage == "gemm":
-        ceiling = ceilings.get(point["gpu"], {})
-        rows = [gemm | {"floor_s": _gemm_floor(gemm, point["identity"].get("format"), ceiling)} for gemm in rows]
+        roofs = ceilings.get(point["gpu"], {}), manifest["gpus"][point["gpu"]]
+        rows = [gemm | _gemm_floors(gemm, point["identity"], *roofs) for gemm in rows]
     return rows
 
 
@@ -140,16 +146,20 @@ def _parameters(point):
     stage = point["stage"]
     renamed = RENAMED.get(stage, {})
     found = {renamed.get(name, name): value for name, value in point["identity"]["params"].items()}
-    found |= {"layer": point.get("layer"), "dataset": point.get("dataset_name")}
+    found |= {"layer": point.get("layer"), "dataset": point.get("dataset_name"), "contender": point.get("contender")}
     return {name: value for name, value in found.items() if name in SCHEMA[stage]}
 
 
 def _probe_rows(datasheet, keys, record):
     probe = record["rows"][0] if record["status"] == "ok" else {}
     by_datasheet = {dtype: rate for dtype, rate in datasheet["matrix_flops_per_s"].items() if rate is not None}
-    measured = probe.get("matrix_flops_per_s") or {}
-    row = {name: value for name, value in keys.items() if name in SCHEMA["gpus"]}
-    row |= {name: probe.get(name) for name in ("device_name", "capability", "memory_bytes", "driver")}
+    measured = {dtype: rate for dtype, rate in (probe.get("matrix_flops_per_s") or {}).items() if rate is not None}
+    row = {name: probe.get(name) for name in SCHEMA["gpus"]}
+    row |= {name: value for name, value in keys.items() if name in SCHEMA["gpus"]}
+    row["other_processes"] = None if probe.get("other_processes") is None else len(probe["other_processes"])
+    row["l2_bytes"] = probe.get("l3_bytes") or probe.get("l2_bytes")
+    row["throttle_reasons"] = None if probe.get("throttle_reasons") is None else ", ".join(probe["throttle_reasons"])
+    row["isa"] = None if probe.get("isa") is None else " ".join(probe["isa"])
     row["datasheet_bandwidth_bytes_per_s"] = datasheet["memory_bandwidth_bytes_per_s"]
     row["measured_bandwidth_bytes_per_s"] = probe.get("bandwidth_bytes_per_s")
     return [
@@ -169,26 +179,47 @@ def _kernel_rows(manifest, keys, kernels, scheme, stage):
     return rows
 
 
-def _gemm_floor(row, number_format, ceiling):
-    """Least time by measured ceilings, of what the kernel computes; None where a ceiling was not measured."""
-    rate = (ceiling.get("matrix_flops_per_s") or {}).get(rate_dtype(row["computes"]))
-    m, n, k = row["m"], row["n"], row["k"]
-    moved, computed = gemm_bytes(m, n, k, number_format), gemm_flops(m, n, k)
-    return floor_s(moved, computed, ceiling.get("bandwidth_bytes_per_s"), rate)
+def _gemm_floors(row, identity, measured, datasheet):
+    """What a product has to move and to compute, and its least time by either kind of ceiling; None without one."""
+    m, n, k, number_format = row["m"], row["n"], row["k"], identity.get("format")
+    quantized = ((number_format or {}).get("input_activations") or {}).get("num_bits")
+    # A call that is given quantized activations reads those.
+    input_bits = quantized if row["includes_quantization"] is False else None
+    element_bytes = ELEMENT_BYTES[identity["params"]["dtype"]]
+    moved, computed = gemm_bytes(m, n, k, number_format, element_bytes, input_bits), gemm_flops(m, n, k)
+
+    def least(bandwidth, rates):
+        rates, name = rates or {}, rate_dtype(row["computes"])
+        # A device without bf16 multiplies 16-bit floats as fp16.
+        rate = rates.get(name) or (rates.get("fp16") if name == "bf16" else None)
+        return floor_s(moved, computed, bandwidth, rate)
+
+    return {
+        "bytes": moved,
+        "operations": computed,
+        "floor_s": least(measured.get("bandwidth_bytes_per_s"), measured.get("matrix_flops_per_s")),
+        "datasheet_floor_s": least(datasheet["memory_bandwidth_bytes_per_s"], datasheet["matrix_flops_per_s"]),
+    }
 
 
 def _skip_rows(manifest, rows):
     """What a device cannot run, in every table about the device: the stage's own reason, or another stage's."""
-    present = {(table, r["gpu"], r["model"], r["scheme"]) for table in rows for r in rows[table] if "scheme" in r}
+    present = {(table, r["gpu"], r["model"], r["scheme"]) for table in rows for r in rows[table] if "model" in r}
     stages = dict.fromkeys(entry["stage"] for part in ("points", "skips") for entry in manifest[part])
+    stages = [stage for stage in stages if stage not in ("probe", "support")]
     reasons = {}
     for skip in manifest["skips"]:
+        if skip.get("contender"):
+            labels = {name: skip[name] for name in ("gpu", "model", "scheme", "contender")}
+            yield "gemm", {"status": "unsupported", "reason": skip["reason"], **labels}
+            continue
         variant = (skip["gpu"], skip["model"], skip["scheme"])
         reasons.setdefault(variant, {})[skip["stage"]] = skip["reason"]
     for (gpu, model, scheme), by_stage in reasons.items():
-        for stage in stages:
+        # A shape set has matrix products, and nothing else.
+        for stage in stages if model in manifest["models"] else ["gemm"]:
             table = TABLE_OF_STAGE.get(stage, stage)
-            if stage == "probe" or (table, gpu, model, scheme) in present:
+            if (table, gpu, model, scheme) in present:
                 continue
             reason = by_stage.get(stage) or next(iter(by_stage.values()))
             yield table, {"status": "unsupported", "reason": reason, "gpu": gpu, "model": model, "scheme": scheme}
@@ -251,11 +282,9 @@ def _run_rows(points, runs):
 
 
 def _order(manifest):
-    places = {
-        "gpu": {name: i for i, name in enumerate(manifest["gpus"])},
-        "model": {name: i for i, name in enumerate(manifest["models"])},
-        "scheme": {name: i for i, name in enumerate(manifest["schemes"])},
-    }
+    study = manifest["study"]
+    names = {"gpu": study["gpus"], "model": [model["name"] for model in study["models"]], "scheme": study["schemes"]}
+    places = {column: {name: place for place, name in enumerate(found)} for column, found in names.items()}
     # Sorting is stable: within a variant, points stay in the manifest's order and repeats in the order they were made.
     return lambda row: tuple(places[name].get(row.get(name), -1) for name in places)
 

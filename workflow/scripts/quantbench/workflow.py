@@ -10,7 +10,7 @@ from quantbench import jobs, sources
 from quantbench.environments import environment_folder
 from quantbench.keys import canonical_json, key
 from quantbench.manifest import build_manifest, quantize_environment, requirements
-from quantbench.points import missing_points
+from quantbench.points import JOB_OF_STAGE, missing_points
 from quantbench.study import load_study
 
 # Pointer of each rule's job, below results/<study>/; its wildcards name the job.
@@ -19,11 +19,12 @@ POINTERS = {
     "stage_dataset": "datasets/{dataset}.json",
     "quantize_model": "checkpoints/{model}/{scheme}.json",
     "probe_gpu": "gpus/{gpu}.json",
+    "ask_support": "support/{gpu}.json",
     "measure_gemm": "kernels/{gpu}.json",
     "measure_engine": "engine/{gpu}/{model}/{scheme}.json",
     "measure_serving": "serving/{gpu}/{model}/{scheme}.json",
 }
-MEASURING = ("probe_gpu", "measure_gemm", "measure_engine", "measure_serving")
+MEASURING = tuple(dict.fromkeys(JOB_OF_STAGE.values()))
 
 
 class Workflow:

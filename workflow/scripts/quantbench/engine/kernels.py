@@ -115,6 +115,9 @@ def _fp4_computes(name, layer):
     """NVFP4 weights; 16-bit activations where the kernel or the scheme says so."""
     asked = getattr(getattr(layer, "scheme", None), "use_a16", False)
     weight_only = asked or name.startswith("Marlin") or "W4A16" in name
+    # Humming decides by its configuration, on the device.
+    if name.startswith("Humming") and not weight_only:
+        return None
     return "w4a16-fp4" if weight_only else "w4a4-fp4"
 
 

@@ -1,0 +1,441 @@
+"""Which scheme runs on which device: the rules, vLLM's own chooser asked without the device, the two side by side."""
+
+import json
+import os
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from quantbench.gpus import load_gpus
+from quantbench.kernel_verdict import FLOATS
+from quantbench.schemes import compressed_tensors_config, load_schemes
+from quantbench.support import (
+    LEVELS,
+    RULES,
+    below,
+    combine,
+    kernels_of_load,
+    mismatch,
+    rule_family,
+    support,
+    support_rows,
+    support_text,
+)
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "workflow" / "scripts"
+SCHEMES = load_schemes(ROOT / "config" / "schemes")
+CPU = {"environment": "engine-cpu", "compute_capability": None}
+
+
+def cuda(capability):
+    return {"environment": "engine-cuda", "compute_capability": capability}
+
+
+def numbers(bits, type, strategy, group_size=None, dynamic=False, symmetric=True, **more):
+    found = {"num_bits": bits, "type": type, "strategy": strategy, "symmetric": symmetric, "dynamic": dynamic, **more}
+    return found | ({"group_size": group_size} if group_size else {})
+
+
+def w_a(weights, input_activations=None):
+    return {"weights": weights, "input_activations": input_activations}
+
+
+FP8_TOKENS = numbers(8, "float", "token", dynamic=True)
+NVFP4 = SCHEMES["nvfp4"]["format"]
+# name: (format, what it promises)
+FORMATS = {
+    "bf16": (None, "bf16"),
+    "w4a16": (SCHEMES["gptq-int4"]["format"], "w4a16"),
+    "w4a16-zeros": (SCHEMES["awq-int4"]["format"], "w4a16"),
+    "w4a16-group32": (w_a(numbers(4, "int", "group", 32)), "w4a16"),
+    "w8a16": (w_a(numbers(8, "int", "channel")), "w8a16-int8"),
+    "int8": (SCHEMES["int8-smoothquant"]["format"], "w8a8-int8"),
+    "fp8": (w_a(numbers(8, "float", "channel"), FP8_TOKENS), "w8a8-fp8"),
+    "fp8-tensor": (w_a(numbers(8, "float", "tensor"), numbers(8, "float", "tensor", dynamic=False)), "w8a8-fp8"),
+    "fp8-block": (SCHEMES["fp8-block"]["format"], "w8a8-fp8"),
+    "w8a16-fp8": (w_a(numbers(8, "float", "channel")), "w8a16-fp8"),
+    "nvfp4": (NVFP4, "w4a4-fp4"),
+    "nvfp4a16": ({**NVFP4, "input_activations": None}, "w4a16-fp4"),
+    "mxfp4": (w_a(numbers(4, "float", "group", 32), numbers(4, "float", "group", 32, dynamic=True)), "w4a4-mxfp4"),
+    "w4a8-fp8": (w_a(numbers(4, "int", "group", 128), FP8_TOKENS), "w4a8-fp8"),
+}
+
+# format, compute capability, level, kernel: A100 8.0, A10G 8.6, L40S 8.9, H100 and H200 9.0, B200 10.0, RTX 5090 12.0
+EXPECTED = [
+    ("bf16", "8.0", "native", "UnquantizedLinearMethod"),
+    ("bf16", "10.0", "native", "UnquantizedLinearMethod"),
+    ("w4a16", "8.0", "native", "MarlinLinearKernel"),
+    ("w4a16", "8.6", "native", "MarlinLinearKernel"),
+    ("w4a16", "8.9", "native", "MarlinLinearKernel"),
+    ("w4a16", "9.0", "native", "MacheteLinearKernel"),
+    ("w4a16", "10.0", "native", "MarlinLinearKernel"),
+    ("w4a16", "12.0", "native", "MarlinLinearKernel"),
+    ("w4a16-zeros", "8.0", "native", "MarlinLinearKernel"),
+    ("w4a16-zeros", "9.0", "native", "MacheteLinearKernel"),
+    ("w4a16-group32", "8.9", "native", "MarlinLinearKernel"),
+    ("w4a16-group32", "9.0", "native", "HummingLinearKernel"),
+    ("w8a16", "8.0", "native", "MarlinLinearKernel"),
+    ("w8a16", "9.0", "native", "MacheteLinearKernel"),
+    ("int8", "8.0", "native", "CutlassInt8ScaledMMLinearKernel"),
+    ("int8", "9.0", "native", "CutlassInt8ScaledMMLinearKernel"),
+    ("fp8", "8.0", "emulated", "HummingFP8ScaledMMLinearKernel"),
+    ("fp8", "8.9", "native", "CutlassFP8ScaledMMLinearKernel"),
+    ("fp8", "9.0", "native", "CutlassFP8ScaledMMLinearKernel"),
+    ("fp8", "10.0", "native", "CutlassFP8ScaledMMLinearKernel"),
+    ("fp8-tensor", "9.0", "native", "CutlassFP8ScaledMMLinearKernel"),
+    ("fp8-tensor", "10.0", "native", "FlashInferFP8ScaledMMLinearKernel"),
+    ("fp8-block", "8.0", "emulated", "HummingFP8ScaledMMLinearKernel"),
+    ("fp8-block", "8.9", "emulated", "MarlinFP8ScaledMMLinearKernel"),
+    ("fp8-block", "9.0", "native", "FlashInferFp8DeepGEMMDynamicBlockScaledKernel"),
+    ("fp8-block", "10.0", "native", "DeepGemmFp8BlockScaledMMKernel"),
+    ("w8a16-fp8", "8.0", "native", "HummingFP8ScaledMMLinearKernel"),
+    ("nvfp4", "8.0", "emulated", "MarlinNvFp4LinearKernel"),
+    ("nvfp4", "8.9", "emulated", "MarlinNvFp4LinearKernel"),
+    ("nvfp4", "9.0", "emulated", "HummingNvFp4LinearKernel"),
+    ("nvfp4", "10.0", "native", "FlashInferCuteDslNvFp4LinearKernel"),
+    ("nvfp4", "12.0", "native", "FlashInferCutlassNvFp4LinearKernel"),
+    ("nvfp4a16", "8.0", "native", "MarlinNvFp4LinearKernel"),
+    ("nvfp4a16", "9.0", "native", "HummingNvFp4LinearKernel"),
+    ("nvfp4a16", "10.0", "native", "FlashInferCuteDslNvFp4W4A16LinearKernel"),
+    ("nvfp4a16", "12.0", "native", "MarlinNvFp4LinearKernel"),
+    ("mxfp4", "8.0", "emulated", "MarlinMxFp4LinearKernel"),
+    ("mxfp4", "9.0", "emulated", "HummingMxFp4LinearKernel"),
+    ("mxfp4", "10.0", "native", "FlashInferMxFp4LinearKernel"),
+    ("w4a8-fp8", "8.9", "unsupported", None),
+    ("w4a8-fp8", "9.0", "native", "CutlassW4A8LinearKernel"),
+    ("w4a8-fp8", "10.0", "unsupported", None),
+]
+
+
+# --- the rules -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "capability", "level", "kernel"), EXPECTED)
+def test_the_rules_know_level_and_kernel(name, capability, level, kernel):
+    format, promised = FORMATS[name]
+    found = support(format, {}, promised, cuda(capability), "bfloat16")
+    assert (found.level, found.kernel) == (level, kernel)
+    assert (found.reason is None) == (level == "native")
+
+
+def test_a_reason_says_both_capabilities_and_what_happens_instead():
+    found = support(*[FORMATS["fp8"][0], {}, "w8a8-fp8", cuda("8.0")])
+    assert found.computes == "w8a16-fp8"
+    assert found.reason == (
+        "needs compute capability 8.9 for native FP8 arithmetic; the device has 8.0: weights stay FP8 and are widened "
+        "to 16 bits (HummingFP8)"
+    )
+
+
+@pytest.mark.parametrize("capability", ["10.0", "12.0"])
+def test_int8_is_refused_on_blackwell_although_the_chooser_takes_it(capability):
+    found = support(FORMATS["int8"][0], {}, "w8a8-int8", cuda(capability))
+    assert found.level == "unsupported"
+    assert f"Int8 not supported on SM{capability.replace('.', '')}'" in found.reason
+
+
+def test_nothing_runs_below_what_the_engine_is_built_for():
+    for format, promised in FORMATS.values():
+        found = support(format, {}, promised, cuda("7.0"))
+        assert found.level == "unsupported" and "7.5" in found.reason and "7.0" in found.reason
+
+
+def test_a_turing_device_has_no_bfloat16():
+    refused = support(None, {}, "bf16", cuda("7.5"), "bfloat16")
+    assert refused.level == "unsupported" and "8.0" in refused.reason and "float16" in refused.reason
+    assert support(FORMATS["int8"][0], {}, "w8a8-int8", cuda("7.5"), "float16").level == "native"
+    # The engine's own arguments say it as well.
+    assert support(FORMATS["int8"][0], {"dtype": "bfloat16"}, "w8a8-int8", cuda("7.5")).level == "unsupported"
+
+
+def test_the_baseline_in_another_type_is_not_what_it_promises():
+    found = support(None, {}, "bf16", cuda("9.0"), "float16")
+    assert (found.level, found.computes) == ("emulated", "fp16")
+
+
+def test_a_cpu_has_no_rules_and_the_engine_is_asked():
+    for format, promised in FORMATS.values():
+        assert support(format, {}, promised, CPU).level == "unknown"
+
+
+def test_online_quantization_follows_its_format_and_experts_hang_on_the_model():
+    assert support(None, {"quantization": "fp8"}, "w8a8-fp8", cuda("8.0")).level == "emulated"
+    assert support(None, {"quantization": "fp8_per_channel"}, "w8a8-fp8", cuda("9.0")).level == "native"
+    experts = support(None, SCHEMES["int8-online"]["engine_args"], "w8a16-int8", cuda("9.0"))
+    assert experts.level == "unknown" and "expert" in experts.reason
+    assert support(None, {"quantization": "something"}, "w4a16", cuda("9.0")).level == "unknown"
+
+
+def test_a_format_without_rules_is_unknown_and_not_guessed_at():
+    three_bits = w_a(numbers(3, "int", "group", 128))
+    assert rule_family(three_bits) is None
+    assert support(three_bits, {}, "w3a16", cuda("9.0")).level == "unknown"
+    assert (
+        support(w_a(numbers(8, "int", "group", 128, symmetric=False)), {}, "w8a16-int8", cuda("9.0")).level == "unknown"
+    )
+
+
+def test_every_scheme_of_the_repository_has_an_answer_on_every_device():
+    for entry in load_gpus(ROOT / "config" / "gpus.yaml").values():
+        for scheme in SCHEMES.values():
+            found = support(scheme["format"], scheme["engine_args"], scheme["computes"], entry, "bfloat16")
+            assert found.level in LEVELS
+            assert found.reason or found.level == "native"
+
+
+def test_rules_rise_and_compare_numbers_not_text():
+    assert below("9.0", "10.0") and below("8.6", "8.9") and not below("10.0", "9.0") and not below("9.0", "9.0")
+    for rules in RULES.values():
+        assert rules[0].least == "7.5"
+        assert all(below(low.least, high.least) for low, high in pairwise(rules))
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def chose(kernel, computes, reason=None):
+    return {"kernel": kernel, "computes": computes, "refusals": {}, "reason": reason}
+
+
+def ran(kernels, computes, verdicts, reason=None):
+    return {"kernels": kernels, "computes": computes, "verdicts": verdicts, "reason": reason}
+
+
+MACHETE = support(FORMATS["w4a16"][0], {}, "w4a16", cuda("9.0"))
+
+
+def test_three_answers_that_agree_are_no_mismatch():
+    row = combine("w4a16", MACHETE, chose("MacheteLinearKernel", "w4a16"),
+                  ran(["MacheteLinearKernel"], ["w4a16"], ["as_promised"]))  # fmt: skip
+    assert (row["level"], row["status"], row["mismatch"]) == ("native", "ok", None)
+    assert row["engine_kernels"] == "MacheteLinearKernel"
+
+
+def test_another_kernel_than_expected_is_shown():
+    row = combine("w4a16", MACHETE, chose("MarlinLinearKernel", "w4a16"), None)
+    assert row["level"] == "native"
+    assert row["mismatch"] == "the rules: MacheteLinearKernel (w4a16); the chooser: MarlinLinearKernel (w4a16)"
+    assert "the engine: MarlinLinearKernel" in mismatch(
+        "w4a16", MACHETE, None, ran(["MarlinLinearKernel"], ["w4a16"], ["as_promised"])
+    )
+
+
+def test_what_ran_outweighs_what_was_expected():
+    other = ran(["MacheteLinearKernel"], ["w4a8"], ["computes_other"])
+    row = combine("w4a16", MACHETE, chose("MacheteLinearKernel", "w4a16"), other)
+    assert row["level"] == "emulated" and "(w4a8)" in row["mismatch"]
+    refused = combine("w4a16", MACHETE, chose("MacheteLinearKernel", "w4a16"), ran([], [], [], "no kernel"))
+    assert (refused["level"], refused["status"], refused["reason"]) == ("unsupported", "unsupported", "no kernel")
+    assert "the engine: unsupported" in refused["mismatch"]
+
+
+def test_a_layer_left_in_16_bits_does_not_support_the_scheme():
+    rule = support(None, SCHEMES["int8-online"]["engine_args"], "w8a16-int8", CPU)
+    row = combine("w8a16-int8", rule, chose("UnquantizedLinearMethod (onednn_mm)", "bf16"), None)
+    assert row["level"] == "unsupported" and "unquantized" in row["reason"]
+
+
+def test_rules_that_refuse_what_the_chooser_takes_are_a_mismatch_and_win():
+    rule = support(FORMATS["int8"][0], {}, "w8a8-int8", cuda("10.0"))
+    row = combine("w8a8-int8", rule, chose("CutlassInt8ScaledMMLinearKernel", "w8a8-int8"), None)
+    assert row["level"] == "unsupported" and row["reason"] == rule.reason
+    assert row["mismatch"] == "the rules: unsupported; the chooser: CutlassInt8ScaledMMLinearKernel (w8a8-int8)"
+
+
+def test_on_a_cpu_the_chooser_decides_and_contradicts_no_rule():
+    rule = support(NVFP4, {}, "w4a4-fp4", CPU)
+    row = combine("w4a4-fp4", rule, chose(None, None, "no kernel at all"), None)
+    assert (row["level"], row["reason"], row["mismatch"]) == ("unsupported", "no kernel at all", None)
+    rule = support(FORMATS["w4a16"][0], {}, "w4a16", CPU)
+    assert combine("w4a16", rule, chose("CPUWNA16LinearKernel", "w4a8"), None)["level"] == "emulated"
+    assert combine("w4a16", rule, None, None)["level"] == "unknown"
+
+
+def test_a_kernel_that_does_not_tell_what_it_computes_leaves_the_rules_level():
+    rule = support(FORMATS["fp8"][0], {}, "w8a8-fp8", cuda("8.0"))
+    row = combine("w8a8-fp8", rule, chose("HummingFP8ScaledMMLinearKernel", None), None)
+    assert (row["level"], row["mismatch"]) == ("emulated", None)
+
+
+def test_a_kernel_that_claims_what_its_device_cannot_do_is_not_believed():
+    rule = support(NVFP4, {}, "w4a4-fp4", cuda("9.0"))
+    row = combine("w4a4-fp4", rule, chose("HummingNvFp4LinearKernel", "w4a4-fp4"), None)
+    assert row["level"] == "emulated"
+    assert row["mismatch"] == (
+        "the rules: HummingNvFp4LinearKernel (emulated); the chooser: HummingNvFp4LinearKernel (w4a4-fp4)"
+    )
+
+
+def study(gpus):
+    schemes = {"bf16": SCHEMES["bf16"], "gptq-int4": SCHEMES["gptq-int4"]}
+    return {"study": {"engine": {"dtype": "bfloat16"}}, "gpus": gpus, "schemes": schemes}
+
+
+def kernel_row(scheme, layer_kind, kernel, computes, verdict, **more):
+    return {"run_id": "r", "status": "ok", "reason": None, "gpu": "h100", "scheme": scheme, "layer_kind": layer_kind,
+            "kernel": kernel, "computes": computes, "verdict": verdict, **more}  # fmt: skip
+
+
+def test_rows_put_the_three_answers_side_by_side():
+    manifest = study({"h100": cuda("9.0"), "cpu": CPU})
+    record = {"status": "ok", "run_id": "asked", "reason": None, "rows": [chose("MacheteLinearKernel", "w4a16")]}
+    kernels = [
+        # The output head is left alone by the scheme: not a kernel of it.
+        kernel_row("gptq-int4", "lm_head", "UnquantizedEmbeddingMethod", "bf16", "as_promised"),
+        kernel_row("gptq-int4", "qkv_proj", "MarlinLinearKernel", "w4a16", "as_promised"),
+        kernel_row("gptq-int4", "down_proj", "MacheteLinearKernel", "w4a16", "as_promised"),
+        # never started, so no engine's word
+        {"status": "unsupported", "reason": "skipped", "gpu": "cpu", "scheme": "gptq-int4"},
+    ]
+    rows = support_rows(manifest, [({"gpu": "h100", "scheme": "gptq-int4"}, record)], kernels)
+    assert [(row["gpu"], row["scheme"]) for row in rows] == [
+        ("h100", "bf16"), ("h100", "gptq-int4"), ("cpu", "bf16"), ("cpu", "gptq-int4"),
+    ]  # fmt: skip
+    h100 = rows[1]
+    assert (h100["run_id"], h100["level"]) == ("asked", "native")
+    assert h100["engine_kernels"] == "MacheteLinearKernel, MarlinLinearKernel"
+    assert (
+        "the chooser: MacheteLinearKernel (w4a16); the engine: MacheteLinearKernel, MarlinLinearKernel"
+        in h100["mismatch"]
+    )
+    assert rows[3]["engine_kernels"] is None and rows[3]["level"] == "unknown"
+
+
+def test_a_load_point_tells_its_kernels_before_there_are_tables():
+    manifest = study({"h100": cuda("9.0")})
+    point = {"gpu": "h100", "scheme": "gptq-int4"}
+    kernels = [
+        {"layer_kind": "qkv_proj", "count": 2, "kernel": "MacheteLinearKernel", "computes": "w4a16", "quantized": True}
+    ]
+    stored = {"run_id": "r", "status": "ok", "reason": None, "rows": [{"kernels": kernels}]}
+    [row] = kernels_of_load(manifest, point, stored)
+    assert row["verdict"] == "as_promised"
+    assert support_rows(manifest, [], [row])[1]["engine_kernels"] == "MacheteLinearKernel"
+    refused = kernels_of_load(manifest, point, {"run_id": "r", "status": "unsupported", "reason": "no", "rows": []})
+    assert support_rows(manifest, [], refused)[1]["reason"] == "no"
+
+
+def test_the_terminal_text_is_aligned_and_marks_what_disagrees():
+    manifest = study({"h100": cuda("9.0"), "a100": cuda("8.0")})
+    record = {"status": "ok", "run_id": "r", "reason": None, "rows": [chose("MarlinLinearKernel", "w4a16")]}
+    lines = support_text(support_rows(manifest, [({"gpu": "h100", "scheme": "gptq-int4"}, record)], [])).splitlines()
+    assert lines[1].split() == ["bf16", "gptq-int4"]
+    assert lines[2].split() == ["h100", "native", "native*"]
+    assert lines[1].index("gptq-int4") == lines[2].index("native*") == lines[3].rindex("native")
+    assert any(line.startswith("  h100 gptq-int4: the rules: MacheteLinearKernel") for line in lines)
+
+
+# --- vLLM's own chooser ----------------------------------------------------------------------------------------------
+
+# Everything in one process: a device after another, and the real one before and after, which must not notice.
+ASK = """
+import json, sys
+from quantbench.engine.chooser import Chooser, optional_packages
+request = json.load(sys.stdin)
+def ask(capability, names):
+    with Chooser(capability, optional_packages(request["pins"])) as chooser:
+        return {name: chooser.ask(*request["asked"][name]) for name in names}
+from vllm.platforms import current_platform
+before = ask(None, request["on_cpu"]), type(current_platform).__name__
+answers = {capability: ask(capability, names) for capability, names in request["names"].items()}
+after = ask(None, request["on_cpu"]), type(current_platform).__name__
+print("ANSWERS", json.dumps({**answers, "cpu": after[0], "restored": before == after}))
+"""
+# Whether Humming takes MXFP4 is asked of Humming itself, which is not installed on a CPU.
+NOT_ASKED = [("mxfp4", "9.0")]
+ON_CPU = ["bf16", "w4a16", "int8", "fp8-block", "nvfp4", "mxfp4", "int8-online", "no-such"]
+TURING = ["bf16", "bf16-as-fp16", "int8-as-fp16", "w4a16-as-fp16"]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """{capability, or "cpu": {name: the chooser's answer}}, and whether asking left the process as it was."""
+    python = os.environ.get("QUANTBENCH_ENGINE_PYTHON")
+    if not python:
+        pytest.skip("QUANTBENCH_ENGINE_PYTHON is not set: no engine environment to test with")
+    from quantbench.environments import pins
+
+    asked = {
+        name: (format and compressed_tensors_config(format, ["Linear"], []), "bfloat16")
+        for name, (format, _) in FORMATS.items()
+    }
+    asked |= {f"{name}-as-fp16": (asked[name][0], "float16") for name in ("bf16", "int8", "w4a16")}
+    asked |= {
+        "int8-online": (None, "bfloat16", "int8_per_channel_weight_only"),
+        "fp8-online": (None, "bfloat16", "fp8"),
+    }
+    asked["no-such"] = (None, "bfloat16", "no_such_method")
+    names = {"7.0": ["bf16", "bf16-as-fp16", "int8-as-fp16", "w4a16-as-fp16"], "7.5": TURING}
+    for name, capability, _, _ in EXPECTED:
+        if (name, capability) not in NOT_ASKED:
+            names.setdefault(capability, []).append(name)
+    for capability in ("10.0", "12.0"):
+        names[capability].append("int8")
+    names["9.0"] += ["int8-online", "fp8-online"]
+    request = {"pins": pins(ROOT / "envs" / "engine-cuda.txt"), "asked": asked, "names": names, "on_cpu": ON_CPU}
+    environment = {
+        **os.environ, "PYTHONPATH": str(SCRIPTS), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_WAIT_POLICY": "PASSIVE",
+    }  # fmt: skip
+    result = subprocess.run(
+        [python, "-c", ASK], input=json.dumps(request), capture_output=True, text=True, timeout=300, env=environment,
+        cwd=tmp_path_factory.mktemp("asked"),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    line = next(line for line in result.stdout.splitlines() if line.startswith("ANSWERS"))
+    return json.loads(line.removeprefix("ANSWERS "))
+
+
+@pytest.mark.engine
+def test_the_chooser_agrees_with_the_rules_on_devices_that_are_not_there(answers):
+    differing = []
+    for name, capability, level, kernel in EXPECTED:
+        if (name, capability) in NOT_ASKED:
+            continue
+        format, promised = FORMATS[name]
+        answer = answers[capability][name]
+        row = combine(promised, support(format, {}, promised, cuda(capability), "bfloat16"), answer, None)
+        if row["mismatch"] or answer["kernel"] != kernel or row["level"] != level:
+            differing.append((name, capability, level, kernel, answer["kernel"], answer["reason"], row["mismatch"]))
+    assert not differing
+
+
+@pytest.mark.engine
+def test_asking_leaves_the_process_as_it_was(answers):
+    assert answers["restored"]
+
+
+@pytest.mark.engine
+def test_refusals_are_vllms_own_words(answers):
+    machete = answers["8.0"]["w4a16"]["refusals"]["MacheteLinearKernel"]
+    assert "capability" in machete and "90" in machete
+    # What would be taken without the first choice is told, too.
+    assert "next in line" in answers["9.0"]["w4a16"]["refusals"].values()
+    assert "8.0" in answers["7.5"]["bf16"]["reason"] and "float16" in answers["7.5"]["bf16"]["reason"]
+    assert "75" in answers["7.0"]["int8-as-fp16"]["reason"] and "70" in answers["7.0"]["int8-as-fp16"]["reason"]
+    assert answers["7.5"]["int8-as-fp16"]["kernel"] == "CutlassInt8ScaledMMLinearKernel"
+    assert answers["7.5"]["w4a16-as-fp16"]["kernel"] == "MarlinLinearKernel"
+    assert "no_such_method" in answers["cpu"]["no-such"]["reason"]
+
+
+@pytest.mark.engine
+def test_the_chooser_takes_int8_on_blackwell_which_the_rules_know_to_fail(answers):
+    for capability in ("10.0", "12.0"):
+        assert answers[capability]["int8"]["kernel"] == "CutlassInt8ScaledMMLinearKernel"
+
+
+@pytest.mark.engine
+def test_the_cpu_answers_for_itself(answers):
+    cpu = answers["cpu"]
+    assert cpu["bf16"]["kernel"].startswith("UnquantizedLinearMethod") and cpu["bf16"]["computes"] == "bf16"
+    assert cpu["int8"]["kernel"] == "CPUInt8ScaledMMLinearKernel"
+    # Computes W4A8 where the CPU has AMX, W4A16 elsewhere.
+    assert cpu["w4a16"]["kernel"] == "CPUWNA16LinearKernel" and cpu["w4a16"]["computes"] in ("w4a8", "w4a16")
+    assert cpu["nvfp4"]["kernel"] is None and "NVFP4" in cpu["nvfp4"]["reason"]
+    assert cpu["mxfp4"]["kernel"] is None and "MXFP4" in cpu["mxfp4"]["reason"]
+    # Taken without a word, and left in 16 bits.
+    for device in ("cpu", "9.0"):
+        assert answers[device]["int8-online"]["computes"] in FLOATS
+    assert answers["9.0"]["fp8-online"]["kernel"] == "CutlassFP8ScaledMMLinearKernel"

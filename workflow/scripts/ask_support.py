@@ -1,0 +1,79 @@
+"""Ask vLLM's own kernel chooser what it takes for a study's schemes on one device: rule ask_support.
+
+The device need not be there: for a GPU its compute capability is pretended, in its engine environment. Reads its points
+from --job, asks for those that the store lacks, and writes all answers to --output last.
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+from quantbench.engine.settings import engine_environment
+from quantbench.environments import pins
+from quantbench.jobs import read_job
+from quantbench.keys import canonical_json
+from quantbench.points import expand, missing_points
+from quantbench.progress import Progress
+from quantbench.provenance import finish, new_run
+from quantbench.schemes import compressed_tensors_config
+from quantbench.store import Store, write_atomically
+from quantbench.supervise import supervised
+
+ENVIRONMENTS = Path(__file__).parents[2] / "envs"
+
+
+def main(argv=None):
+    options = parser().parse_args(argv)
+    store = Store(options.store)
+    job = read_job(options.job, store)
+    points = missing_points(job, store)
+    if points:
+        ask(job, store, points, Progress(f"support {job['gpu']}", len(points), options.manifest, store))
+    answers = [store.read_point(point["key"]) for point in expand(job)]
+    write_atomically(options.output, canonical_json({"points": answers}))
+
+
+def ask(job, store, points, progress):
+    """Ask for every point in this one process, and write each answer. A refusal is an answer, with vLLM's reason."""
+    run = new_run("ask_support", job)
+    os.environ.update(engine_environment(job["gpu_entry"]))
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from quantbench.engine.chooser import Chooser, optional_packages
+
+    store.write_run(run)
+    present = optional_packages(pins(ENVIRONMENTS / f"{job['gpu_entry']['environment']}.txt"))
+    # A data sheet without a compute capability is a CPU's: the one that this is.
+    with Chooser(job["gpu_entry"]["compute_capability"], present) as chooser:
+        progress.begin()
+        for point in points:
+            started = time.perf_counter()
+            row = chooser.ask(*request(point["params"]))
+            measured_s = time.perf_counter() - started
+            store.write_point(
+                point["identity"], status="ok", rows=[row], run_id=run["run_id"], measured_s=measured_s,
+            )  # fmt: skip
+            run["points_measured"] += 1
+            run["measured_s"] += measured_s
+            progress.step()
+    store.write_run(finish(run))
+
+
+def request(params):
+    """(quantization_config, dtype, quantization) that Chooser.ask takes, from a point's parameters."""
+    format = params["format"]
+    config = compressed_tensors_config(format, ["Linear"], []) if format else None
+    return config, params["dtype"], (params["engine_args"] or {}).get("quantization")
+
+
+def parser():
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--job", required=True, help="the job: JSON, or <manifest.json>:<rule>/<gpu>")
+    arguments.add_argument("--store", required=True, help="folder of the store")
+    arguments.add_argument("--output", required=True, help="file for the answers, written last")
+    arguments.add_argument("--manifest", help="the study's manifest, for its overall progress")
+    return arguments
+
+
+if __name__ == "__main__":
+    supervised(main)
