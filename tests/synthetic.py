@@ -136,7 +136,13 @@ PRODUCT_SPEEDUP = {
     "marlin-w4a16": {1: 3.0, 256: 0.9},
     "int8-mm": {1: 4.0, 256: 4.0},
 }
-LAYERS = {"qkv_proj": (512, 256), "down_proj": (256, 768), "lm_head": (2048, 256)}
+LAYERS = {
+    "qkv_proj": (512, 256),
+    "down_proj": (256, 768),
+    "lm_head": (2048, 256),
+    "o_proj": (256, 256),
+    "gate_up_proj": (1536, 256),
+}
 QUESTIONS, DOCUMENTS, REQUESTS = 60, 12, 20
 BATCHES, LOADS = [1, 16, 64], [("rate", 2.0), ("rate", 8.0), ("concurrency", 4)]
 REPEATS = {"least": 3, "most": 5, "relative_ci": 0.05, "confidence": 0.95}
@@ -166,6 +172,7 @@ class Study:
     def __init__(self, store, models, gpus):
         # The products have numbers of their own, so that one more of them moves nothing else.
         self.store, self.random, self.products_random = store, random.Random(0), random.Random(1)
+        self.more_products_random = random.Random(2)
         self.manifest = {
             "study": _config(models, gpus),
             "models": {name: self._model(name) for name in models},
@@ -331,6 +338,7 @@ class Study:
         seconds /= PRODUCT_SPEEDUP.get((entry, layer), PRODUCT_SPEEDUP.get(entry, {1: 1.0, 256: 1.0}))[m]
         device = {"sm_clock_hz": 1.7e9, "memory_clock_hz": 3.2e9, "temperature_c": 50.0, "power_w": 400.0}
         row = row | {"relative_error": 0.01} | (dict.fromkeys(device) if gpu == "cpu" else device)
+        generator = self.more_products_random if layer in ("o_proj", "gate_up_proj") else self.products_random
         primary = "eager" if gpu == "cpu" else "graph"
         kinds = {(primary, "cold"): (3, 1.0)}
         if layer == "qkv_proj":
@@ -342,7 +350,7 @@ class Study:
                 "launch": launch,
                 "cache": cache,
                 "repeat": i,
-                "latency_s": self._noisy(seconds * factor, self.products_random),
+                "latency_s": self._noisy(seconds * factor, generator),
             }
             for (launch, cache), (repeats, factor) in kinds.items()
             for i in range(repeats)

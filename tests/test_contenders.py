@@ -40,8 +40,10 @@ def test_the_kernels_that_published_tables_quote_are_listed():
     assert ("compressed-tensors", "transformer_engine_delayed") in ways("w8a8-fp8")
 
 
-@pytest.mark.parametrize("type", ["int", "float"])
-@pytest.mark.parametrize("strategy", ["tensor", "channel", "block"])
+@pytest.mark.parametrize(
+    ("type", "strategy"),
+    [("int", "tensor"), ("int", "channel"), ("float", "tensor"), ("float", "channel"), ("float", "block")],
+)
 def test_eight_bit_kernels_are_there_with_and_without_quantizing_the_activations(type, strategy):
     found = {
         spec["includes_quantization"]
@@ -49,8 +51,7 @@ def test_eight_bit_kernels_are_there_with_and_without_quantizing_the_activations
         if spec["format"] and spec["computes"].startswith("w8a8")
         if (spec["format"]["weights"]["type"], spec["format"]["weights"]["strategy"]) == (type, strategy)
     }
-    # No layer of vLLM's takes INT8 in blocks; Triton's operator does.
-    assert found == ({False} if (type, strategy) == ("int", "block") else {True, False})
+    assert found == {True, False}
 
 
 def test_a_device_refuses_what_it_cannot_run_and_says_why():

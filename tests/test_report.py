@@ -339,6 +339,65 @@ def test_many_m_are_drawn_in_part_and_listed_whole(study):
     }
 
 
+def test_a_decode_step_is_set_beside_its_products(rendered):
+    section = section_of(rendered[0], "model")
+    cpu, h200 = section.split('<p class="kicker">')[1:]
+    # 4 blocks of 512 x 256 + 256 x 256 + 1536 x 256 + 256 x 768 and 2048 x 256 once, 2 bytes each, at 4e10 bytes/s and
+    # 1.6 times that: 296 us of a step of 0.8 x 0.05 s x (1 + 1 / 16) / 15 = 2.83 ms
+    assert "At batch 1, matrix products explain 10 % of bf16’s decode step" in cpu
+    assert "attention, launches, sampling and scheduling" in cpu
+    rows = {row[0]: row[1:] for row in cells_of(cpu)}
+    assert rows["bf16"][1] == "10 %" and rows["bf16"][4:7] == ["1×", "1×", "1×"]
+    # By its products 1.7 times; nine tenths of the step are something else.
+    predicted, with_rest, measured = (float(text.removesuffix("×")) for text in rows["int8-smoothquant"][4:7])
+    assert (
+        1.6 < predicted < 1.9 and with_rest == pytest.approx(1.05, abs=0.01) and measured == pytest.approx(2, rel=0.03)
+    )
+    assert "products save" in rows["int8-smoothquant"][7] and "rest saves" in rows["int8-smoothquant"][7]
+    # Neither what cannot run nor what ran unquantized; batch 16 lies between M = 1 and M = 256.
+    assert set(rows) >= {"bf16", "rtn-int4"} and not {"nvfp4", "int8-online"} & set(rows)
+    assert "Batch size 16: products interpolated" in cpu and "nvfp4" in h200
+
+
+def test_fp4_is_projected_and_marked_everywhere(study, rendered):
+    section = section_of(rendered[0], "model")
+    part = section.split("FP4 on Blackwell: a projection, not measured")[1]
+    (summary,) = re.findall(r"<summary>(.*?)</summary>", part)
+    assert "projection, not measured" in summary and "nvfp4 on b200, tiny: projected from h200, not measured" in summary
+    assert 'class="published"' in part and "Assumes that on b200" in part and "Data sheet: NVIDIA Blackwell" in part
+    rows = cells_of(part)
+    assert [row[1] for row in rows] == ["1", "16", "32", "64"]
+    assert all(row[0] == "nvfp4 on b200, projection" for row in rows)
+    assert part.count("projection, not measured") == 2  # the badge and the table's head
+    # On a CPU alone nothing is, nor where a study has such a device.
+    assert "projection, not measured" not in render(*only(study, gpus=["cpu"]))[0]
+    manifest = copied(study[0])
+    manifest["gpus"]["h200"]["compute_capability"] = "10.0"
+    assert "projection, not measured" not in render(manifest, study[1])[0]
+
+
+def test_the_section_on_whole_models_is_there_only_where_it_says_something(study):
+    cpu = only(study, gpus=["cpu"])
+    without = only(study, gpus=["cpu"], sections=[section for section in SECTIONS if section != "latency"])
+    # A layer's part on one of two devices is no part of the model that ran on one.
+    divided = copied(cpu[0])
+    divided["study"]["kernels"]["tensor_parallel_size"] = 2
+    some = cpu[0], {**cpu[1], "gemm": cpu[1]["gemm"].filter(pl.col("layer") != "o_proj")}
+    assert 'id="model"' in render(*cpu)[0] and 'href="#model"' in render(*cpu)[0]
+    for lacking in (without, (divided, cpu[1]), some, only(study, sections=["latency"])):
+        html, _ = render(*lacking)
+        assert 'id="model"' not in html and "#model" not in html
+
+
+def test_products_that_take_longer_than_the_step_say_so(study):
+    manifest, tables = only(study, gpus=["cpu"])
+    latency = tables["latency"].with_columns(pl.col("elapsed_s", "ttft_s") / 20)
+    section = section_of(render(manifest, {**tables, "latency": latency})[0], "model")
+    assert "bf16’s products timed apart take longer than its whole decode step" in section
+    assert "which cannot be a sum of them" in section
+    assert {row[0]: row[2:5] for row in cells_of(section)}["bf16"] == ["–", "–", "–"]
+
+
 def test_published_figures_are_marked_as_not_ours(study, rendered):
     folder = ROOT / "config" / "published"
     figures = [row for row in load_published(folder) if row["gpu"] == "h200"]

@@ -48,7 +48,7 @@ def test_quantiles_are_drawn_as_if_every_resample_had_been_made(n, q):
     values = np.random.default_rng(n).lognormal(size=n)
     resamples = values[np.random.default_rng(11).integers(0, n, size=(40_000, n))]
     expected = np.quantile(resamples, q, axis=1)
-    drawn = statistics._resampled_quantiles(values, q, stream=0)
+    drawn = statistics.resampled_quantiles(values, q, stream=0)
     # Kolmogorov-Smirnov at 99 %: 1.63 sqrt(1/10,000 + 1/40,000) = 0.018. Rounded, or equal values would seem to differ.
     at = np.unique(np.round(np.concatenate([expected, drawn]), 9)) + 1e-9
     below = [np.searchsorted(np.sort(sample), at, side="right") / len(sample) for sample in (expected, drawn)]

@@ -303,6 +303,16 @@ def test_rows_put_the_three_answers_side_by_side():
     assert rows[3]["engine_kernels"] is None and rows[3]["level"] == "unknown"
 
 
+def test_the_output_heads_method_is_no_disagreement_about_linear_layers():
+    kernels = [
+        kernel_row("bf16", "lm_head", "UnquantizedEmbeddingMethod", "bf16", "as_promised"),
+        kernel_row("bf16", "qkv_proj", "UnquantizedLinearMethod", "bf16", "as_promised"),
+    ]
+    record = {"status": "ok", "run_id": "asked", "reason": None, "rows": [chose("UnquantizedLinearMethod", "bf16")]}
+    row = support_rows(study({"h100": cuda("9.0")}), [({"gpu": "h100", "scheme": "bf16"}, record)], kernels)[0]
+    assert (row["engine_kernels"], row["level"], row["mismatch"]) == ("UnquantizedLinearMethod", "native", None)
+
+
 def test_a_load_point_tells_its_kernels_before_there_are_tables():
     manifest = study({"h100": cuda("9.0")})
     point = {"gpu": "h100", "scheme": "gptq-int4"}

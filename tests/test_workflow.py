@@ -49,9 +49,10 @@ def files(folder):
 
 def test_the_first_run_measures_every_point_with_one_engine_and_one_server_per_variant(base):
     # two variants; per variant 1 load, 1 latency, 1 throughput, 1 accuracy, 1 perplexity and 2 serving points;
-    # one probe; gemm: 5 kinds of layer in bf16 and, without the output head, 4 in int4
+    # one probe; per format one question whether the device supports it; gemm: 5 kinds of layer in bf16 and, without
+    # the output head, 4 in int4
     assert base.first.stages == {
-        "probe": 1, "gemm": 9, "load": 2, "latency": 2, "throughput": 2, "accuracy": 2, "perplexity": 2, "serving": 4,
+        "probe": 1, "support": 2, "gemm": 9, "load": 2, "latency": 2, "throughput": 2, "accuracy": 2, "perplexity": 2, "serving": 4,
     }  # fmt: skip
     variants = ("bf16", "rtn-int4")
     assert base.first.starts == {(rule, s): 1 for rule in ("measure_engine", "measure_serving") for s in variants}
@@ -90,10 +91,10 @@ def test_a_changed_recipe_costs_its_own_variant(checkout):
     run = checkout.done()
     # the int4 format is another one now: its 4 kinds of layer, too
     assert run.stages == {
-        "load": 1, "latency": 1, "throughput": 1, "accuracy": 1, "perplexity": 1, "serving": 2, "gemm": 4,
+        "load": 1, "latency": 1, "throughput": 1, "accuracy": 1, "perplexity": 1, "serving": 2, "support": 1, "gemm": 4,
     }  # fmt: skip
     assert run.starts == {("measure_engine", "rtn-int4"): 1, ("measure_serving", "rtn-int4"): 1}
-    measured = {"quantize_model": 1, "measure_gemm": 1, "measure_engine": 1, "measure_serving": 1}
+    measured = {"quantize_model": 1, "ask_support": 1, "measure_gemm": 1, "measure_engine": 1, "measure_serving": 1}
     assert run.jobs == {**CHEAP, **measured}
     after = {entry.name for entry in (checkout.store.root / "checkpoints").iterdir()}
     assert len(after - before) == 1 and before < after
@@ -210,8 +211,8 @@ def test_the_plan_names_what_is_missing_and_why(checkout):
     edit(checkout.folder / "config/schemes/rtn-int4.yaml", "group_size: 128", "group_size: 64")
     run = checkout.done("plan")
     assert run.jobs == {"plan": 1} and run.new == {} and run.runs == {}
-    # of 24 points bf16 loses its accuracy, rtn-int4 its 7 and 4 gemms; 2 latencies more; int8-online's 8 are new
-    assert "points: 12 of 34 measured, 22 missing" in run.text
+    # of 26 points bf16 loses its accuracy, rtn-int4 its 7, 4 gemms and its support; 2 latencies more; int8-online's 9 are new
+    assert "points: 13 of 37 measured, 24 missing" in run.text
     lines = {tuple(line.split()[1:3]): line for line in run.text.splitlines() if " missing: " in line}
     assert "1 missing: new" in lines["tiny/bf16", "latency"]
     assert "1 missing: changed: params.questions 8 -> 9" in lines["tiny/bf16", "accuracy"]

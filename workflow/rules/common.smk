@@ -90,10 +90,11 @@ def library(script):
     return [SCRIPTS / f"{script}.py", *sorted((SCRIPTS / "quantbench").glob("*.*"))]
 
 
-def published_files():
-    """Other people's figures, which the report quotes."""
-    folder = Path(workflow.basedir) / "config" / "published"
-    return [os.path.relpath(path) for path in sorted([*folder.glob("*.csv"), folder / "sources.yaml"])]
+def reference_files():
+    """What the report quotes: other people's figures, and data sheets of devices that the study does not have."""
+    folder = Path(workflow.basedir) / "config"
+    published = [*sorted((folder / "published").glob("*.csv")), folder / "published" / "sources.yaml"]
+    return [os.path.relpath(path) for path in [folder / "gpus.yaml", *published]]
 
 
 def table_files():

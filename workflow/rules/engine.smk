@@ -22,5 +22,5 @@ rule measure_engine:
     shell:
         "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/measure_engine.py"
         " --job={input.manifest:q}:measure_engine/{wildcards.gpu}/{wildcards.model}/{wildcards.scheme}"
-        " --store={STUDY.store.root:q} --output={output:q} --manifest={input.manifest:q}"
+        " --store={STUDY.store.root:q} --output={output:q}"
         " 3>&2 > {log:q} 2>&1"

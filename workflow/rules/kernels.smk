@@ -21,5 +21,5 @@ rule measure_gemm:
     shell:
         "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/measure_gemm.py"
         " --job={input.manifest:q}:measure_gemm/{wildcards.gpu}"
-        " --store={STUDY.store.root:q} --output={output:q} --manifest={input.manifest:q}"
+        " --store={STUDY.store.root:q} --output={output:q}"
         " 3>&2 > {log:q} 2>&1"

@@ -13,7 +13,7 @@ rule render_report:
     input:
         table_files(),
         library("render_report"),
-        published_files(),
+        reference_files(),
         manifest=f"results/{STUDY.study.name}/manifest.json",
     output:
         html=f"reports/{STUDY.study.name}.html",

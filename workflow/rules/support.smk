@@ -26,7 +26,7 @@ rule ask_support:
     shell:
         "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/ask_support.py"
         " --job={input.manifest:q}:ask_support/{wildcards.gpu}"
-        " --store={STUDY.store.root:q} --output={output:q} --manifest={input.manifest:q}"
+        " --store={STUDY.store.root:q} --output={output:q}"
         " 3>&2 > {log:q} 2>&1"
 
 

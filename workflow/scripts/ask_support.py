@@ -4,29 +4,27 @@ The device need not be there: for a GPU its compute capability is pretended, in 
 from --job, asks for those that the store lacks, and writes all answers to --output last.
 """
 
-import argparse
 import os
 import time
 from pathlib import Path
 
 from quantbench.engine.settings import engine_environment
 from quantbench.environments import pins
-from quantbench.jobs import read_job
+from quantbench.jobs import job_options
 from quantbench.keys import canonical_json
 from quantbench.points import expand, missing_points
 from quantbench.progress import Progress
 from quantbench.provenance import finish, new_run
 from quantbench.schemes import compressed_tensors_config
-from quantbench.store import Store, write_atomically
+from quantbench.store import write_atomically
 from quantbench.supervise import supervised
 
 ENVIRONMENTS = Path(__file__).parents[2] / "envs"
 
 
 def main(argv=None):
-    options = parser().parse_args(argv)
-    store = Store(options.store)
-    job = read_job(options.job, store)
+    options = job_options(argv, __doc__.splitlines()[0])
+    job, store = options.job, options.store
     points = missing_points(job, store)
     if points:
         ask(job, store, points, Progress(f"support {job['gpu']}", len(points), options.manifest, store))
@@ -64,15 +62,6 @@ def request(params):
     format = params["format"]
     config = compressed_tensors_config(format, ["Linear"], []) if format else None
     return config, params["dtype"], (params["engine_args"] or {}).get("quantization")
-
-
-def parser():
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--job", required=True, help="the job: JSON, or <manifest.json>:<rule>/<gpu>")
-    arguments.add_argument("--store", required=True, help="folder of the store")
-    arguments.add_argument("--output", required=True, help="file for the answers, written last")
-    arguments.add_argument("--manifest", help="the study's manifest, for its overall progress")
-    return arguments
 
 
 if __name__ == "__main__":

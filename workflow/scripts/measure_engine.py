@@ -3,7 +3,6 @@
 python workflow/scripts/measure_engine.py --job='{"gpu": "cpu", ...}' --store=results/store --output=POINTER
 """
 
-import argparse
 import os
 import time
 from pathlib import Path
@@ -11,30 +10,22 @@ from pathlib import Path
 from quantbench.engine.settings import engine_environment
 from quantbench.engine_failure import classify_failure
 from quantbench.gpus import check_device
-from quantbench.jobs import read_job
+from quantbench.jobs import job_options
 from quantbench.kernel_verdict import known_failure, refusal
 from quantbench.keys import canonical_json
 from quantbench.points import check_versions, expand, missing_points
 from quantbench.progress import Progress
 from quantbench.provenance import finish, new_run
-from quantbench.store import Store, write_atomically
+from quantbench.store import write_atomically
 from quantbench.supervise import supervised
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--job", required=True, help="the job: JSON, or <manifest.json>:<rule>/<gpu>/<model>/<scheme>")
-    parser.add_argument("--store", type=Path, required=True, help="folder of the store")
-    parser.add_argument("--output", type=Path, required=True, help="pointer to write")
-    parser.add_argument("--manifest", type=Path, help="the study's manifest, for its overall progress")
-    arguments = parser.parse_args(argv)
-    store = Store(arguments.store)
-    job = read_job(arguments.job, store)
+    options = job_options(argv, __doc__.splitlines()[0])
+    job, store = options.job, options.store
     points = missing_points(job, store)
     if points:
-        progress = Progress(
-            f"engine {job['gpu']} {job['model']}/{job['scheme']}", len(points), arguments.manifest, store
-        )
+        progress = Progress(f"engine {job['gpu']} {job['model']}/{job['scheme']}", len(points), options.manifest, store)
         load = store.read_point(next(point["key"] for point in expand(job) if point["stage"] == "load"))
         if failure := known_failure(load, job["expects"], job["engine_args"]["dtype"]):
             for point in points:
@@ -42,7 +33,7 @@ def main(argv=None):
                 progress.step()
         else:
             measure(job, points, store, progress)
-    write_atomically(arguments.output, canonical_json({"measured": [point["key"] for point in points]}))
+    write_atomically(options.output, canonical_json({"measured": [point["key"] for point in points]}))
 
 
 def measure(job, points, store, progress):

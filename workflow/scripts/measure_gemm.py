@@ -4,7 +4,6 @@ Reads its points from --job, measures those that the store lacks, writes each th
 list of all its points' keys to --output last.
 """
 
-import argparse
 import os
 import random
 import traceback
@@ -12,21 +11,20 @@ import traceback
 from quantbench.engine.settings import engine_environment
 from quantbench.errors import UserError
 from quantbench.gpus import check_device
-from quantbench.jobs import read_job
+from quantbench.jobs import job_options
 from quantbench.keys import canonical_json
 from quantbench.points import expand, missing_points
 from quantbench.progress import Progress
 from quantbench.provenance import finish, new_run
-from quantbench.store import Store, write_atomically
+from quantbench.store import write_atomically
 from quantbench.supervise import supervised
 
 SHUFFLE_SEED = 0
 
 
 def main(argv=None):
-    options = parser().parse_args(argv)
-    store = Store(options.store)
-    job = read_job(options.job, store)
+    options = job_options(argv, __doc__.splitlines()[0])
+    job, store = options.job, options.store
     points = missing_points(job, store)
     if points:
         measure(job, store, points, Progress(f"kernels {job['gpu']}", len(points), options.manifest, store))
@@ -95,15 +93,6 @@ def shuffled_layers(points):
     for layer in layers:
         shuffle(layer)
     return layers
-
-
-def parser():
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--job", required=True, help="the job: JSON, or <manifest.json>:<rule>/<gpu>")
-    arguments.add_argument("--store", required=True, help="folder of the store")
-    arguments.add_argument("--output", required=True, help="pointer file, written last")
-    arguments.add_argument("--manifest", help="the study's manifest, for its overall progress")
-    return arguments
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ A point is in the store the moment it is measured. When the engine could not loa
 that status without a server. When the server dies under a load, that point is lost, not stored, and this exits with 1.
 """
 
-import argparse
 import asyncio
 import os
 import time
@@ -13,23 +12,22 @@ from pathlib import Path
 from quantbench.console import say
 from quantbench.engine.server import SERVED_NAME, EngineFailed, ServerDied, start_server
 from quantbench.gpus import check_device
-from quantbench.jobs import read_job
+from quantbench.jobs import job_options
 from quantbench.kernel_verdict import known_failure, refusal
 from quantbench.keys import canonical_json, key
 from quantbench.load import read_token_ids
 from quantbench.points import check_versions, expand, missing_points
 from quantbench.progress import Progress
 from quantbench.provenance import finish, new_run
-from quantbench.store import Store, write_atomically
+from quantbench.store import write_atomically
 from quantbench.supervise import supervised
 
 WATCH_S = 0.5
 
 
 def main(argv=None):
-    options = parse(argv)
-    store = Store(options.store)
-    job = read_job(options.job, store)
+    options = job_options(argv, __doc__.splitlines()[0])
+    job, store = options.job, options.store
     missing = missing_points(job, store)
     if missing:
         label = f"serving {job['gpu']} {job['model']}/{job['scheme']}"
@@ -114,15 +112,6 @@ async def measure_points(server, checkpoint, points, keep):
 def server_log(output):
     """The server's own log: beside the job's log where Snakemake says which that is, else beside the pointer."""
     return Path(os.environ.get("QUANTBENCH_LOG") or output).with_suffix(".server.log")
-
-
-def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--job", required=True, help="the job: JSON, or <manifest.json>:<rule>/<gpu>/<model>/<scheme>")
-    parser.add_argument("--store", required=True, type=Path, help="root folder of the store")
-    parser.add_argument("--output", required=True, type=Path, help="pointer to write once every point is in the store")
-    parser.add_argument("--manifest", type=Path, help="the study's manifest, for its progress")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

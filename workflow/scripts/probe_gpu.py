@@ -5,7 +5,6 @@ memory bandwidth by large copies, sums and reads, and the rate of matrix product
 Writes the record to --output.
 """
 
-import argparse
 import os
 import time
 
@@ -14,12 +13,12 @@ from quantbench.device_state import FIELDS, DeviceState
 from quantbench.engine.settings import engine_environment
 from quantbench.errors import UserError
 from quantbench.gpus import check_device
-from quantbench.jobs import read_job
+from quantbench.jobs import job_options
 from quantbench.keys import canonical_json
 from quantbench.points import expand
 from quantbench.progress import Progress
 from quantbench.provenance import finish, new_run
-from quantbench.store import Store, write_atomically
+from quantbench.store import write_atomically
 from quantbench.supervise import supervised
 
 # The states of the device that a row quotes are those under the first of these: what engines spend their time on.
@@ -27,9 +26,8 @@ LOADS = ("bf16", "fp16", "fp32")
 
 
 def main(argv=None):
-    options = parser().parse_args(argv)
-    store = Store(options.store)
-    job = read_job(options.job, store)
+    options = job_options(argv, __doc__.splitlines()[0])
+    job, store = options.job, options.store
     [point] = expand(job)
     if not store.has_point(point["key"]):
         probe(job, store, point)
@@ -115,14 +113,6 @@ def measure_ceilings(device_type, described):
         "matrix_flops_per_s": rates,
         **next((states[dtype] for dtype in LOADS if rates[dtype]), dict.fromkeys(FIELDS)),
     }
-
-
-def parser():
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--job", required=True, help="the job: JSON, or <manifest.json>:<rule>/<gpu>")
-    arguments.add_argument("--store", required=True, help="folder of the store")
-    arguments.add_argument("--output", required=True, help="file for the record, written last")
-    return arguments
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ needs   the staged model and data set in the store; --job: {"model", "scheme", "
 makes   store/checkpoints/<key>/ with quantbench.json, and --output: {"key", "path", and what quantbench.json records}
 """
 
-import argparse
 import importlib.metadata
 import json
 import os
@@ -14,24 +13,16 @@ import time
 from pathlib import Path
 
 from quantbench.errors import UserError
-from quantbench.jobs import read_job
+from quantbench.jobs import job_options
 from quantbench.keys import canonical_json, key
 from quantbench.schemes import check_scheme_fits
-from quantbench.store import Store, write_atomically
+from quantbench.store import write_atomically
 from quantbench.supervise import supervised
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--job", required=True, help="the job: JSON, or <manifest.json>:quantize_model/<model>/<scheme>"
-    )
-    parser.add_argument("--store", required=True, type=Path, help="root folder of the store")
-    parser.add_argument("--output", required=True, type=Path, help="pointer to write")
-    options = parser.parse_args(argv)
-
-    store = Store(options.store)
-    job = read_job(options.job, store)
+    options = job_options(argv, __doc__.splitlines()[0])
+    job, store = options.job, options.store
     identity = job["identity"]
     checkpoint_key = key(identity)
     if not store.has_folder("checkpoints", checkpoint_key):

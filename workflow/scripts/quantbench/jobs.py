@@ -4,6 +4,7 @@ A job carries its points as one canonical JSON text. Snakemake compares params a
 sorted text is what makes it see every change, and no difference in order.
 """
 
+import argparse
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from quantbench.errors import UserError
 from quantbench.keys import canonical_json
 from quantbench.points import DEVICE_JOBS, GROUP_FIELDS, JOB_OF_STAGE, expand
 from quantbench.schemes import compressed_tensors_config
+from quantbench.store import Store
 
 
 def build_jobs(manifest, store):
@@ -65,6 +67,23 @@ def read_job(text, store):
     if key not in found:
         raise UserError(f"--job: {path} has no job {name!r}")
     return found[key]
+
+
+def job_options(argv, description):
+    """The command line of a script that runs one job: `job` (read_job), `store`, `output`, and `manifest`.
+
+    manifest  path of the study's manifest, for its overall progress; None for a job that is given as JSON
+    """
+    parser = argparse.ArgumentParser(description=description)
+    name = "<manifest.json>:<rule>/<gpu>, /<gpu>/<model>/<scheme> or, to quantize, /<model>/<scheme>"
+    parser.add_argument("--job", required=True, help=f"the job: {name}; or the job itself as JSON")
+    parser.add_argument("--store", type=Path, required=True, help="folder of the store")
+    parser.add_argument("--output", type=Path, required=True, help="pointer, written once all is in the store")
+    options = parser.parse_args(argv)
+    options.manifest = None if options.job.startswith("{") else options.job.rpartition(":")[0]
+    options.store = Store(options.store)
+    options.job = read_job(options.job, options.store)
+    return options
 
 
 def checkpoint_folder(entry, store):

@@ -23,7 +23,11 @@ def build_manifest(study):
     for gpu, entry in study.gpus.items():
         device = {"artefact": "point", "gpu": gpu, "epoch": entry["epoch"]}
         versions = engine_versions(requirements(entry["environment"]))
-        points.append(_point("probe", gpu, None, None, device, versions, {}))
+        no_engine = engine_refuses(entry)
+        if no_engine:
+            skips.append({"stage": "probe", "gpu": gpu, "model": None, "scheme": None, "reason": no_engine})
+        else:
+            points.append(_point("probe", gpu, None, None, device, versions, {}))
         refused = {scheme: reason for scheme in study.schemes if (reason := device_refuses(study, scheme, entry))}
         points += [_support_point(study, gpu, scheme, device, versions) for scheme in study.schemes]
         for variant in checkpoints:
@@ -33,7 +37,7 @@ def build_manifest(study):
                 skips += [{"stage": stage, **label, "reason": reason} for stage in _stages(study)]
                 continue
             points += _variant_points(study, gpu, variant, device, versions)
-        kernel_points, kernel_skips = _gemm_points(study, gpu, refused, device, versions)
+        kernel_points, kernel_skips = _gemm_points(study, gpu, refused, no_engine, device, versions)
         points += kernel_points
         skips += kernel_skips
     return {
@@ -96,6 +100,13 @@ def engine_arguments(study, model, scheme):
     return arguments
 
 
+def engine_refuses(gpu_entry):
+    """Why a GPU cannot run anything that the pinned engine's build of torch computes, or None."""
+    if gpu_entry["environment"].endswith("-cpu"):
+        return None
+    return support(None, {}, "fp16", gpu_entry, "float16").reason
+
+
 def device_refuses(study, scheme, gpu_entry):
     """Why a GPU cannot run a scheme, by the rules of support.py, or None. A CPU is asked: it hangs on its instruction set."""
     recipe = study.schemes[scheme]
@@ -150,10 +161,13 @@ def _variant_points(study, gpu, variant, device, versions):
     return found
 
 
-def _gemm_points(study, gpu, refused, device, versions):
+def _gemm_points(study, gpu, refused, no_engine, device, versions):
     """(points, skips) of a gpu's matrix products: the schemes' formats through the engine, then the contenders.
 
-    Schemes of one format share their points, since their kernels are the same. refused: {scheme: why the gpu cannot}.
+    Schemes of one format share their points, since their kernels are the same.
+
+    refused    {scheme: why the gpu cannot run it}
+    no_engine  why the gpu can run nothing of the engine's environment, or None
     """
     asked = study.config.get("kernels")
     if not asked:
@@ -188,7 +202,7 @@ def _gemm_points(study, gpu, refused, device, versions):
                 quantized = shape["layer"] not in recipe["ignore"]
                 add(owner, shape, recipe["format"] if quantized else None, None, dtype, scheme=scheme)
     for name, spec in study.contenders.items():
-        reason = device_refusal(spec, study.gpus[gpu])
+        reason = no_engine or device_refusal(spec, study.gpus[gpu])
         if reason:
             label = {"gpu": gpu, "model": None, "scheme": None, "contender": name}
             skips.append({"stage": "gemm", **label, "reason": reason})

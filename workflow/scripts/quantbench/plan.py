@@ -112,8 +112,8 @@ def _failure_lines(unique, known):
 
 
 def _who(entry):
-    """A variant, or a contender among the kernels."""
-    return "/".join(filter(None, (entry["model"], entry["scheme"] or entry.get("contender"))))
+    """A variant, a contender among the kernels, or the device itself."""
+    return "/".join(filter(None, (entry["model"], entry["scheme"] or entry.get("contender")))) or "the device"
 
 
 def estimate(missing, known, runs):

@@ -14,13 +14,22 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from quantbench import charts, evidence, sections_hardware, sections_kernels, sections_quality, sections_speed
+from quantbench import (
+    charts,
+    evidence,
+    sections_hardware,
+    sections_kernels,
+    sections_model,
+    sections_quality,
+    sections_speed,
+)
 from quantbench.first_screen import first_screen
 from quantbench.sections import Context
 from quantbench.study import ROOT
 
 HERE = Path(__file__).parent
 PUBLISHED = ROOT / "config" / "published"
+DATASHEETS = ROOT / "config" / "gpus.yaml"
 
 # What a legend's swatch draws, in a box from -7 to 7: the shapes of charts.SHAPES.
 SHAPE_PATHS = {
@@ -34,10 +43,11 @@ SHAPE_PATHS = {
 }
 
 
-def render(manifest, tables, published=PUBLISHED):
+def render(manifest, tables, published=PUBLISHED, datasheets=DATASHEETS):
     """(HTML text, summary dict) of a study. `manifest` as the workflow writes it, `tables` polars frames by name.
 
-    `published` is the folder of other people's figures, shown as such where they are of one of the study's devices.
+    `published` is the folder of other people's figures, shown as such where they are of one of the study's devices;
+    `datasheets` has the device that FP4 is projected to.
     """
     context = Context(manifest, tables)
     screen, summary = first_screen(context)
@@ -53,6 +63,7 @@ def render(manifest, tables, published=PUBLISHED):
     page = {
         **screen,
         "sections": sections,
+        "model": sections_model.whole_model(context, datasheets),
         "published": sections_kernels.published_figures(context, published),
         "hardware": sections_hardware.hardware(context),
         "support": sections_hardware.support(context),

@@ -309,6 +309,8 @@ def engine_answer(scheme, rows, dtype=None):
     ran = [row for row in rows if row.get("run_id") and row["status"] == "ok" and row.get("kernel")]
     if scheme["computes"] not in FLOATS:
         ran = [row for row in ran if promised_for(scheme, row["layer_kind"], own) == scheme["computes"]]
+    # The chooser is asked about a linear layer; the output head is of another kind.
+    ran = [row for row in ran if row["layer_kind"] != "lm_head"] or ran
     if ran:
         found = {name: sorted({row[name] for row in ran if row[name]}) for name in ("kernel", "computes", "verdict")}
         return {"kernels": found["kernel"], "computes": found["computes"], "verdicts": found["verdict"], "reason": None}

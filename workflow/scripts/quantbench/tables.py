@@ -213,6 +213,9 @@ def _skip_rows(manifest, rows):
             labels = {name: skip[name] for name in ("gpu", "model", "scheme", "contender")}
             yield "gemm", {"status": "unsupported", "reason": skip["reason"], **labels}
             continue
+        if skip["stage"] == "probe":
+            yield "gpus", {"status": "unsupported", "reason": skip["reason"], "gpu": skip["gpu"]}
+            continue
         variant = (skip["gpu"], skip["model"], skip["scheme"])
         reasons.setdefault(variant, {})[skip["stage"]] = skip["reason"]
     for (gpu, model, scheme), by_stage in reasons.items():

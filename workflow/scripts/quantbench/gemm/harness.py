@@ -251,6 +251,9 @@ def make_quantization(quantization_config):
         group["targets"] = ["Linear"]
     if "config_groups" in config:
         config["ignore"] = []
+    if config["quant_method"] == "gptq":
+        # An engine finds out in the checkpoint's files; 0.25.1 takes a layer that nobody names for unquantized.
+        config["modules_in_block_to_quantize"] = ["layer"]
     return get_quantization_config(config["quant_method"]).from_config(config)
 
 
