@@ -52,7 +52,7 @@ rule kernels:
 
 rule measurements:
     input:
-        pointers(),
+        pointers("quantize_model", *MEASURING),
 
 
 rule tables:

@@ -90,8 +90,9 @@ def test_closed_loop_keeps_its_concurrency():
 
 def test_a_new_server_answers_more_before_anything_is_recorded():
     report = measure(CLOSED, fresh=True)
-    assert len(report["prompts"]) == 40 + 6 + 12
-    assert len({tuple(prompt) for prompt in report["prompts"]}) == 58
+    # four at once, each 34 ms, for three seconds
+    assert len(report["prompts"]) > 100 + 6 + 12
+    assert len({tuple(prompt) for prompt in report["prompts"]}) == len(report["prompts"])
     assert [row["request"] for row in report["rows"]] == list(range(12))
 
 

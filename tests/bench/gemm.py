@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "workflow" / "scripts"))
 
 from quantbench.engine.settings import engine_environment
+from quantbench.store import write_atomically
 
 # m, n, k: one token and a batch through layers of the tiny model and of a 1B model, and a square.
 SHAPES = [(1, 2048, 2048), (16, 2048, 2048), (256, 512, 256), (256, 2048, 2048), (1024, 1024, 1024)]
@@ -33,7 +34,7 @@ def main(argv=None):
     rows = [compare(shape, options) for shape in (CUDA_SHAPES if options.cuda else SHAPES)]
     print("\n".join(report(rows)))
     if options.json:
-        Path(options.json).write_text(json.dumps(rows, indent=2))
+        write_atomically(options.json, json.dumps(rows, indent=2))
 
 
 def compare(shape, options):

@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "workflow" / "scripts"))
 
 from quantbench.engine.settings import engine_environment
+from quantbench.store import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 REPEATS = {"least": 10, "most": 100, "relative_ci": 0.02, "confidence": 0.95}
@@ -58,7 +59,7 @@ def main(argv=None):
     results = list(run_worker(python, jobs))
     print("\n".join(report(results)))
     if options.json:
-        Path(options.json).write_text(json.dumps(results, indent=2))
+        write_atomically(options.json, json.dumps(results, indent=2))
 
 
 def contender_job(name, spec, n, k, tokens, repeats=REPEATS):

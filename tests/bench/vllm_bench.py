@@ -17,10 +17,9 @@ from quantbench.engine.settings import engine_environment
 from quantbench.load import poisson_offsets, warm_up_requests
 
 START_LIMIT_S = 600
-# What `vllm bench latency` does by itself; the second pass of a new process is still a tenth slower than the rest.
-WARM_UP_BATCHES = 10
-# What quantbench sends to a new server before its first load; here every server is new.
-WAKING_REQUESTS = 40
+# Every process of theirs is new, and on a CPU gets faster for its first two seconds; the default of `vllm bench latency`
+# is 10. As many requests as take a server that long.
+WARM_UP_PASSES, WARM_UP_BATCHES, WAKING_REQUESTS = 30, 10, 100
 GREEDY = Path(__file__).with_name("greedy_vllm.py")
 
 
@@ -53,6 +52,7 @@ class VllmBench:
             name,
             f"--input-len={params['input_tokens']}",
             f"--output-len={params['output_tokens']}",
+            f"--num-iters-warmup={WARM_UP_PASSES}",
             f"--batch-size={params['batch_size']}",
             f"--num-iters={params['repeats']['most']}",
             "--disable-detokenize",

@@ -13,7 +13,7 @@ sys.path.insert(0, str(SCRIPTS.resolve()))
 from quantbench.errors import UserError
 from quantbench.manifest import unstaged_message
 from quantbench.table_schema import SCHEMA as TABLES
-from quantbench.workflow import Workflow
+from quantbench.workflow import MEASURING, Workflow
 
 try:
     STUDY = Workflow(config)

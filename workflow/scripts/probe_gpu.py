@@ -41,8 +41,6 @@ def probe(job, store, point):
     entry = job["gpu_entry"]
     check_device(entry, run["device_name"])
     os.environ.update(engine_environment(entry))
-    # CUDA's own order is by speed; the driver's, by which the device was just checked, is by slot.
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     store.write_run(run)
     cuda = entry["environment"] == "engine-cuda"
     # Before this process touches the device itself.

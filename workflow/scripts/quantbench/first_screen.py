@@ -10,6 +10,7 @@ from quantbench.decision import broken_promise
 from quantbench.evidence import STATES
 from quantbench.sections_quality import tiny_notice
 from quantbench.statistics import median_ci
+from quantbench.twins import widest_gap
 
 GAINS = {"throughput": "Throughput gain, largest batch", "latency": "Latency gain, smallest batch"}
 TONES = (("better", "good"), ("worse", "bad"))
@@ -71,7 +72,7 @@ def _caption(context):
     return (
         f"Gains are times faster than {context.baseline}: above 1 is better. In brackets the {interval}; coloured "
         "where the difference is significant. Differences of accuracy are in percentage points, paired by question."
-        f"{_repeats(context.study.get('repeats'))}"
+        f"{_repeats(context.study.get('repeats'))}{_twins(widest_gap(context.manifest, context.tables))}"
     )
 
 
@@ -81,6 +82,16 @@ def _repeats(repeats):
     return (
         f" Speeds are medians of {repeats['least']} to {repeats['most']} repeats within one engine start: the same engine "
         "started again may differ by more than these intervals say."
+    )
+
+
+def _twins(gap):
+    """What the study itself shows of the chance between engine starts."""
+    if gap is None:
+        return ""
+    return (
+        f" Here {display.listed(gap['schemes'])} have one format and ran the same kernels, and yet differ by up to "
+        f"{display.factor(gap['ratio'])} ({gap['stage']}, batch {gap['batch_size']}): take gains of that size for chance."
     )
 
 

@@ -7,6 +7,8 @@ import numpy as np
 
 # One stream of random numbers per purpose, so that more requests change no earlier arrival and no earlier prompt.
 ARRIVALS, PROMPTS, WARM_UP, WAKING = 0, 1, 2, 3
+# A new process is given work for so long before anything is timed: on a CPU it gets faster for its first two seconds.
+WAKING_S = 3.0
 
 
 def poisson_offsets(rate_per_s, requests, seed):

@@ -11,7 +11,7 @@ PROTOCOL = {
     "support": 1,
     # 2: hot and cold caches, graph and eager launches
     "gemm": 2,
-    # 2: warmed up until a pass is no faster than the one before; one pass was too little
+    # 2: warmed up until a pass is no faster than the one before, and a new engine for seconds; one pass was too little
     "latency": 2,
     "throughput": 2,
     # 2: a new server is warmed up for longer

@@ -24,7 +24,9 @@ POINTERS = {
     "measure_engine": "engine/{gpu}/{model}/{scheme}.json",
     "measure_serving": "serving/{gpu}/{model}/{scheme}.json",
 }
-MEASURING = tuple(dict.fromkeys(JOB_OF_STAGE.values()))
+POINT_JOBS = tuple(dict.fromkeys(JOB_OF_STAGE.values()))
+# Asking the engine's chooser measures nothing: tables and report need it, the milestone `measurements` does not.
+MEASURING = tuple(name for name in POINT_JOBS if name != "ask_support")
 
 
 class Workflow:
@@ -85,7 +87,7 @@ class Workflow:
 
     def pointers(self, *names):
         """Pointers of all jobs of these rules (of every measuring rule and quantize_model, if none is named) that have work."""
-        names = names or ("quantize_model", *MEASURING)
+        names = names or ("quantize_model", *POINT_JOBS)
         return [
             self.pointer(name, target) for name in names for target in self.jobs[name] if self.missing(name, target)
         ]
@@ -94,7 +96,7 @@ class Workflow:
         """Keys that the store lacks of what a job makes."""
         if (name, target) not in self._missing:
             job = self.jobs[name][target]
-            if name in MEASURING:
+            if name in POINT_JOBS:
                 found = [point["key"] for point in missing_points(job, self.store)]
             else:
                 kind = {"stage_model": "models", "stage_dataset": "datasets", "quantize_model": "checkpoints"}[name]

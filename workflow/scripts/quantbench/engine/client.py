@@ -12,13 +12,13 @@ from pathlib import Path
 
 import aiohttp
 
-from quantbench.load import WAKING, WARM_UP, poisson_offsets, random_prompts, warm_up_requests
+from quantbench.load import WAKING, WAKING_S, WARM_UP, poisson_offsets, random_prompts, warm_up_requests
 
 REQUEST_LIMIT_S = 1800
 # A server closes a connection that was idle for 5 s; to send on it at that moment would fail the request.
 KEEP_ALIVE_S = 2
-# What a new server answers before anything is timed; a large model's is warm after fewer requests.
-WAKING_REQUESTS, WAKING_AT_ONCE, WAKING_LIMIT_S = 40, 4, 20
+# How long a new server is given requests, so many at once, before anything is timed.
+WAKING_AT_ONCE = 4
 
 
 def request_functions():
@@ -77,12 +77,12 @@ class Client:
         return await self._closed_loop(prompts, lengths[1], params["concurrency"])
 
     async def _wake(self, lengths, seed):
-        """A new server's first dozens of requests take up to a third longer on a CPU: send some that nobody times."""
-        began = time.perf_counter()
-        prompts = random_prompts(self.token_ids, lengths[0], WAKING_REQUESTS, seed, stream=WAKING)
-        for start in range(0, WAKING_REQUESTS, WAKING_AT_ONCE):
-            if time.perf_counter() - began < WAKING_LIMIT_S:
-                await self._closed_loop(prompts[start : start + WAKING_AT_ONCE], lengths[1], WAKING_AT_ONCE)
+        """Send requests that nobody times, for WAKING_S: new processes, server and client alike, get faster that long."""
+        began, wave = time.perf_counter(), 0
+        while wave == 0 or time.perf_counter() - began < WAKING_S:
+            prompts = random_prompts(self.token_ids, lengths[0], WAKING_AT_ONCE, seed + wave, stream=WAKING)
+            await self._closed_loop(prompts, lengths[1], WAKING_AT_ONCE)
+            wave += 1
 
     async def _open_loop(self, prompts, output_tokens, offsets_s):
         """Each request goes at its time, whatever became of the ones before it."""

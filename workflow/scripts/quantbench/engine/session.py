@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantbench.load import random_prompts, read_token_ids
+from quantbench.load import WAKING_S, random_prompts, read_token_ids
 from quantbench.statistics import narrow_enough
 
 MOST_WARM_UPS = 5
@@ -34,6 +34,7 @@ class Session:
         )
         self.start_s = time.perf_counter() - started
         self.checkpoint = Path(checkpoint)
+        self._worked_s = 0.0
         self.kernels = self.llm.collective_rpc("report_kernels")[0]
 
     def load_record(self):
@@ -75,6 +76,8 @@ class Session:
                 row["ttft_s"] = max(firsts) - started_at
             return row
 
+        while self._worked_s < WAKING_S:
+            self._worked_s += once()["elapsed_s"]
         warm_up(once)
         rows = []
         while not narrow_enough(np.array([row["elapsed_s"] for row in rows]), repeats):
