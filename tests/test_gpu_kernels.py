@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -39,14 +38,8 @@ MUST_RUN = [
 
 @pytest.fixture(scope="module")
 def capability():
-    if not shutil.which("nvidia-smi"):
-        pytest.skip("no NVIDIA GPU")
-    asked = subprocess.run(
-        ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True
-    )
-    if asked.returncode:
-        pytest.skip("no NVIDIA GPU")
-    return float(asked.stdout.splitlines()[0])
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0])
 
 
 @pytest.fixture(scope="module")
