@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 
-.PHONY: demo test bench gpu-check format tiny
+.PHONY: demo test slurm-test bench gpu-check format tiny
 
 # The demo study: tiny model, real tools, on this machine's CPU. Prints the report's path.
 demo:
@@ -14,11 +14,18 @@ test:
 	@env=$$($(PYTHON) workflow/scripts/build_env.py envs/workflow.txt envs/test.txt) && \
 	PATH="$$PWD/$$env/bin:$$PATH" bash tests/run
 
+# What clusters do: a real Slurm with four GPU types comes up on this machine, and the tests marked slurm run on it. Needs
+# Debian's slurm-wlm and munge (tests/slurm/cluster.py), root or not; without them the tests skip themselves and say so.
+slurm-test:
+	@env=$$($(PYTHON) workflow/scripts/build_env.py envs/workflow.txt envs/test.txt) && \
+	PATH="$$PWD/$$env/bin:$$PATH" bash tests/run -m slurm
+
 # Matrix products against torch.utils.benchmark, and everything else against one `vllm bench` command per point, on the
-# same plan. Measures; asserts nothing about time.
+# same plan; before them, how long Snakemake takes to plan studies of many jobs. Measures; asserts nothing about time.
 bench:
 	@env=$$($(PYTHON) workflow/scripts/build_env.py envs/workflow.txt envs/test.txt) && \
 	engine=$$($$env/bin/python workflow/scripts/build_env.py envs/engine-cpu.txt) && \
+	PATH="$$PWD/$$env/bin:$$PATH" python tests/bench/scale.py && \
 	$$engine/bin/python tests/bench/gemm.py --json reports/bench-gemm.json && \
 	PATH="$$PWD/$$env/bin:$$PATH" python tests/bench/run.py
 

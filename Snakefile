@@ -2,6 +2,7 @@
 
 snakemake                        the study of config/config.yaml, from download to report
 snakemake plan                   what is missing, why, and what it would cost
+snakemake usage                  device hours that the runs used, and what a rerun would cost
 snakemake staging                all that needs the network
 snakemake --configfile config/<study>.yaml ...
 """
@@ -18,6 +19,7 @@ rule all:
         report_files(),
 
 
+include: "workflow/rules/slurm.smk"
 include: "workflow/rules/plan.smk"
 include: "workflow/rules/environments.smk"
 include: "workflow/rules/staging.smk"

@@ -1,7 +1,6 @@
 """The client against a server of known speed (mock_server.py), both in the engine environment's interpreter."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -15,16 +14,17 @@ CLOSED = LENGTHS | {"load": "concurrency", "concurrency": 3, "requests": 12}
 pytestmark = pytest.mark.engine
 
 
-def measure(params, **case):
-    python = os.environ.get("QUANTBENCH_ENGINE_PYTHON")
-    if not python:
-        pytest.skip("QUANTBENCH_ENGINE_PYTHON is not set: no engine environment to test with")
-    case |= {"params": params, "warm_up": 6 if params["load"] == "concurrency" else 2}
-    code = f"import sys; sys.path += {[str(ROOT / 'tests'), str(ROOT / 'workflow/scripts')]}\n"
-    code += f"import mock_server; mock_server.main({case!r})"
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("REPORT"))[6:])
+@pytest.fixture(scope="module")
+def measure(engine_python):
+    def run(params, **case):
+        case |= {"params": params, "warm_up": 6 if params["load"] == "concurrency" else 2}
+        code = f"import sys; sys.path += {[str(ROOT / 'tests'), str(ROOT / 'workflow/scripts')]}\n"
+        code += f"import mock_server; mock_server.main({case!r})"
+        done = subprocess.run([engine_python, "-c", code], capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("REPORT"))[6:])
+
+    return run
 
 
 def ttft_s(row):
@@ -32,7 +32,7 @@ def ttft_s(row):
 
 
 @pytest.fixture(scope="module")
-def steady():
+def steady(measure):
     return measure(RATE)
 
 
@@ -41,9 +41,9 @@ def test_open_loop_measures_the_servers_speed(steady):
     assert [row["request"] for row in rows] == list(range(40))
     assert steady["first_error"] is None
     middle = sorted(rows, key=ttft_s)[20]
-    # the first token after 20 ms; the other seven 2 ms apart, so 14 ms more
-    assert ttft_s(middle) == pytest.approx(0.020, abs=0.015)
-    assert middle["finished_s"] - middle["first_token_s"] == pytest.approx(0.014, abs=0.015)
+    # the first token after 100 ms; the other seven 10 ms apart, so 70 ms more
+    assert ttft_s(middle) == pytest.approx(0.100, abs=0.050)
+    assert middle["finished_s"] - middle["first_token_s"] == pytest.approx(0.070, abs=0.035)
     assert all(row["scheduled_s"] <= row["sent_s"] < row["first_token_s"] < row["finished_s"] for row in rows)
     assert {(row["input_tokens"], row["output_tokens"], row["error"]) for row in rows} == {(24, 8, None)}
 
@@ -57,18 +57,18 @@ def test_requests_are_exact_and_warm_up_is_not_recorded(steady):
         assert (body["max_tokens"], body["ignore_eos"], body["temperature"]) == (8, True, 0.0)
 
 
-def test_a_stalled_server_is_counted_from_the_scheduled_time():
+def test_a_stalled_server_is_counted_from_the_scheduled_time(measure):
     rows = measure(RATE, server={"stall_at_s": 0.2, "stall_s": 0.6})["rows"]
     # Nothing comes out from 0.2 s to 0.8 s; what was scheduled at t in between has its first token at 0.8 s: 0.8 - t.
-    caught = [row for row in rows if 0.25 < row["scheduled_s"] < 0.7]
+    caught = [row for row in rows if 0.25 < row["scheduled_s"] < 0.65]
     assert len(caught) > 5
     for row in caught:
         assert ttft_s(row) == pytest.approx(0.8 - row["scheduled_s"], abs=0.1)
-    # The schedule went on: nobody waited for an answer before sending.
-    assert max(row["sent_s"] - row["scheduled_s"] for row in caught) < 0.1
+    # The schedule went on: who waits for an answer before sending would be late by half a second.
+    assert max(row["sent_s"] - row["scheduled_s"] for row in caught) < 0.25
 
 
-def test_the_clients_own_lag_is_in_sight():
+def test_the_clients_own_lag_is_in_sight(measure):
     rows = measure(RATE, client_blocks=[0.2, 0.4])["rows"]
     late = [row for row in rows if 0.25 < row["scheduled_s"] < 0.5]
     assert late
@@ -77,21 +77,21 @@ def test_the_clients_own_lag_is_in_sight():
         assert ttft_s(row) > row["first_token_s"] - row["sent_s"]
 
 
-def test_closed_loop_keeps_its_concurrency():
+def test_closed_loop_keeps_its_concurrency(measure):
     report = measure(CLOSED)
     rows = report["rows"]
     assert report["most_at_once"] == 3
     assert len(report["prompts"]) == 6 + 12
     assert [row["request"] for row in rows] == list(range(12))
-    # three users: request 3 is due when the first of 0, 1, 2 has its answer, 20 + 14 ms after the start
-    assert rows[3]["scheduled_s"] == pytest.approx(min(row["finished_s"] for row in rows[:3]), abs=0.02)
-    assert rows[2]["scheduled_s"] < 0.02
+    # three users: request 3 is due when the first of 0, 1, 2 has its answer, 100 + 70 ms after the start
+    assert rows[3]["scheduled_s"] == pytest.approx(min(row["finished_s"] for row in rows[:3]), abs=0.05)
+    assert rows[2]["scheduled_s"] < 0.05
 
 
-def test_a_new_server_answers_more_before_anything_is_recorded():
+def test_a_new_server_answers_more_before_anything_is_recorded(measure):
     report = measure(CLOSED, fresh=True)
-    # four at once, each 34 ms, for three seconds
-    assert len(report["prompts"]) > 100 + 6 + 12
+    # four at once, each 170 ms, for three seconds: 70; a busy machine's are fewer
+    assert len(report["prompts"]) > 30 + 6 + 12
     assert len({tuple(prompt) for prompt in report["prompts"]}) == len(report["prompts"])
     assert [row["request"] for row in report["rows"]] == list(range(12))
 
@@ -103,7 +103,7 @@ def test_a_new_server_answers_more_before_anything_is_recorded():
         ({"fails": 3, "short_by": 2}, "asked for 8 tokens, got 6"),
     ],
 )
-def test_a_failed_request_is_a_row_with_its_error(server, says):
+def test_a_failed_request_is_a_row_with_its_error(measure, server, says):
     report = measure(CLOSED, server=server)
     failed = [row for row in report["rows"] if row["error"]]
     assert len(failed) == 1

@@ -1,7 +1,6 @@
 """What NVML says of a device at work. The counters are a stand-in's: a hot or power-starved GPU cannot be had on demand."""
 
 import json
-import os
 import subprocess
 from types import SimpleNamespace
 
@@ -78,13 +77,11 @@ def test_reasons_are_said_in_words(bits, words):
 
 
 @pytest.mark.quantize
-def test_the_bits_are_those_of_nvml():
-    python = os.environ.get("QUANTBENCH_QUANTIZE_PYTHON")
-    if not python:
-        pytest.skip("QUANTBENCH_QUANTIZE_PYTHON is not set: no environment with NVIDIA's binding of NVML")
+def test_the_bits_are_those_of_nvml(quantize_python):
+    # whose environment has NVIDIA's binding of NVML
     kept = "{name: bit for name, bit in vars(pynvml).items() if name.startswith('nvmlClocksEventReason')}"
     show = f"import json, pynvml; print(json.dumps({kept}))"
-    bits = json.loads(subprocess.run([python, "-c", show], capture_output=True, text=True, check=True).stdout)
+    bits = json.loads(subprocess.run([quantize_python, "-c", show], capture_output=True, text=True, check=True).stdout)
     names = {
         "GpuIdle": "idle", "ApplicationsClocksSetting": "clocks set by the administrator",
         "SwPowerCap": "software power cap", "HwSlowdown": "hardware slowdown", "SyncBoost": "sync boost",

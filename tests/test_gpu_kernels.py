@@ -1,7 +1,6 @@
 """Every contender and every operator on this machine's GPU, on one shape: right, or refused for a reason."""
 
 import importlib.util
-import os
 import subprocess
 from pathlib import Path
 
@@ -43,11 +42,8 @@ def capability():
 
 
 @pytest.fixture(scope="module")
-def results(capability):
+def results(capability, engine_python):
     """{name: points, or the words it died with}"""
-    python = os.environ.get("QUANTBENCH_ENGINE_PYTHON")
-    if not python:
-        pytest.skip("QUANTBENCH_ENGINE_PYTHON is not set: no engine environment to test with")
     source = ROOT / "tests" / "bench" / "gpu_kernels.py"
     spec = importlib.util.spec_from_file_location("gpu_kernels", source)
     bench = importlib.util.module_from_spec(spec)
@@ -60,7 +56,7 @@ def results(capability):
             "through": {"op": op}, "computes": computes, "device": "any", "capability": {"least": None, "most": None},
         }  # fmt: skip
     jobs = [bench.contender_job(name, entry, N, K, TOKENS, REPEATS) for name, entry in entries.items()]
-    found = bench.run_worker(python, jobs)
+    found = bench.run_worker(engine_python, jobs)
     return {result["job"]["name"]: result.get("points", result.get("died")) for result in found}
 
 

@@ -1,8 +1,6 @@
 """The kernel report and its verdict, on layers built by hand: both ways a scheme is quietly not what it says."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -187,46 +185,30 @@ def test_ignored_layers_are_promised_in_their_own_type():
 
 # --- with vLLM --------------------------------------------------------------------------------------------------------
 
+# The load points of tests/test_workflow.py report what runs quantized and what is left in 16 bits on purpose.
 ENGINE_CHECK = """
-import json, os, sys
+import os
 from transformers import LlamaConfig
-folder, quantization = sys.argv[1], sys.argv[2]
 config = LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
                      num_key_value_heads=1, head_dim=32, max_position_embeddings=128, dtype="bfloat16",
                      architectures=["LlamaForCausalLM"])
-config.save_pretrained(folder)
+config.save_pretrained("model")
 from vllm import LLM
-llm = LLM(folder, load_format="dummy", skip_tokenizer_init=True, enforce_eager=True, kv_cache_memory_bytes=8 << 20,
-          dtype="bfloat16", max_model_len=64, quantization=quantization if quantization != "none" else None,
+llm = LLM("model", load_format="dummy", skip_tokenizer_init=True, enforce_eager=True, kv_cache_memory_bytes=8 << 20,
+          dtype="bfloat16", max_model_len=64, quantization="int8_per_channel_weight_only",
           worker_extension_cls="quantbench.engine.kernels.KernelReporter")
-print("REPORT", json.dumps(llm.collective_rpc("report_kernels")[0]))
+answer = llm.collective_rpc("report_kernels")[0]
 """
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("quantization", ["none", "int8_per_channel_weight_only"])
-def test_an_engine_reports_its_kernels(tmp_path, quantization):
-    python = os.environ.get("QUANTBENCH_ENGINE_PYTHON")
-    if not python:
-        pytest.skip("QUANTBENCH_ENGINE_PYTHON is not set: no engine environment to test with")
-    environment = {
-        **os.environ, "PYTHONPATH": str(SCRIPTS), "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_WAIT_POLICY": "PASSIVE",
-    }  # fmt: skip
-    result = subprocess.run(
-        [python, "-c", ENGINE_CHECK, str(tmp_path / "model"), quantization],
-        capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-2000:]
-    line = next(line for line in result.stdout.splitlines() if line.startswith("REPORT"))
-    report = {row["layer_kind"]: row for row in json.loads(line.removeprefix("REPORT "))}
+def test_an_engine_that_silently_ran_unquantized_is_caught(ask_engine):
+    report = {row["layer_kind"]: row for row in ask_engine(ENGINE_CHECK)}
     assert {kind: row["count"] for kind, row in report.items()} == {
         "qkv_proj": 2, "o_proj": 2, "gate_up_proj": 2, "down_proj": 2, "lm_head": 1,
     }  # fmt: skip
     # Seen with vLLM 0.32: "int8_per_channel_weight_only" quantizes experts alone, so a dense model stays as it is, and
     # nothing says so.
     assert all(row["computes"] == "bf16" and not row["quantized"] for row in report.values())
-    promised = {"none": "bf16", "int8_per_channel_weight_only": "w8a16-int8"}[quantization]
-    expected = "as_promised" if quantization == "none" else "unquantized"
     row = report["down_proj"]
-    assert verdict(promised, row["computes"], row["quantized"]) == expected
+    assert verdict("w8a16-int8", row["computes"], row["quantized"]) == "unquantized"

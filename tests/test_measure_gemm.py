@@ -4,14 +4,11 @@ What a CPU computes hangs on its AMX: with it vLLM multiplies 4-bit weights with
 """
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import measure_gemm
 import pytest
 from quantbench.contenders import contender_identity, load_contenders
-from quantbench.engine.settings import engine_environment
 from quantbench.gpus import load_gpus
 from quantbench.keys import canonical_json
 from quantbench.points import expand
@@ -84,27 +81,23 @@ def test_points_of_one_layer_stay_together_and_the_order_is_shuffled():
 # --- with vLLM --------------------------------------------------------------------------------------------------------
 
 
-def engine_python():
-    python = os.environ.get("QUANTBENCH_ENGINE_PYTHON")
-    if not python:
-        pytest.skip("QUANTBENCH_ENGINE_PYTHON is not set: no engine environment to test with")
-    return python
+@pytest.fixture
+def run_script(engine_forks, tmp_path):
+    def run(job):
+        output = tmp_path / "pointer.json"
+        options = [f"--job={canonical_json(job)}", f"--store={tmp_path / 'store'}", f"--output={output}"]
+        return engine_forks.run(SCRIPTS / "measure_gemm.py", *options), output
 
-
-def run_script(tmp_path, job):
-    output = tmp_path / "pointer.json"
-    options = [f"--job={canonical_json(job)}", f"--store={tmp_path / 'store'}", f"--output={output}"]
-    command = [engine_python(), SCRIPTS / "measure_gemm.py", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300), output
+    return run
 
 
 CONTENDERS = ("w4a16-gptq", "w4a16-awq", "w4a8-int8-cpu", "w4a16-cpu", "fp8-block-triton", "w4a16-gptq-marlin")
 
 
 @pytest.mark.engine
-def test_every_format_and_contender_is_measured_or_says_why_not(tmp_path):
+def test_every_format_and_contender_is_measured_or_says_why_not(run_script, tmp_path):
     asked = job(contenders=CONTENDERS)
-    result, output = run_script(tmp_path, asked)
+    result, output = run_script(asked)
     assert result.returncode == 0, result.stderr[-3000:]
     store, points = Store(tmp_path / "store"), expand(asked)
     assert json.loads(output.read_text()) == {"points": sorted(point["key"] for point in points)}
@@ -136,7 +129,7 @@ def test_every_format_and_contender_is_measured_or_says_why_not(tmp_path):
     [run] = store.read_runs().values()
     assert run["stage"] == "measure_gemm" and run["points_measured"] == len(points) and run["ended_at"]
 
-    again, _ = run_script(tmp_path, asked)
+    again, _ = run_script(asked)
     assert again.returncode == 0 and len(store.read_runs()) == 1, "a second run has nothing to measure"
 
 
@@ -153,8 +146,8 @@ def check_rows(rows, computes):
 
 
 @pytest.mark.engine
-def test_the_wrong_device_is_refused_by_name(tmp_path):
-    result, output = run_script(tmp_path, job(formats=["bf16"], gpu="h200"))
+def test_the_wrong_device_is_refused_by_name(run_script):
+    result, output = run_script(job(formats=["bf16"], gpu="h200"))
     assert result.returncode == 2
     assert "error: this machine has" in result.stderr and "NVIDIA H200" in result.stderr
     assert "Traceback" not in result.stderr and not output.exists()
@@ -263,42 +256,34 @@ answer = {"nvfp4": nvfp4, "mxfp4": mxfp4, "zeros": [list(zeros.shape), sorted(se
 """,
 }
 
-RUNNER = f"""
-import importlib, json, os, sys, torch, types
+RUNNER = """
+import importlib, os, torch, types
 from quantbench.gemm import harness as h
 from quantbench.gemm.weights import make_weight
-FORMATS = json.loads({json.dumps(FORMATS)!r})
-CONFIGS = json.loads({json.dumps({n: compressed_tensors_config(f, ["Linear"], []) for n, f in FORMATS.items() if f})!r})
-LISTED = json.loads({json.dumps(LISTED)!r})
-REPEATS = {{"least": 2, "most": 2, "relative_ci": 0.05, "confidence": 0.95}}
+FORMATS, CONFIGS, LISTED = given["formats"], given["configs"], given["listed"]
+REPEATS = {"least": 2, "most": 2, "relative_ci": 0.05, "confidence": 0.95}
 def run(name, tokens=(4,), product="linear", n=64, k=256):
     contender = LISTED.get(name)
     format = contender["format"] if contender else FORMATS[name]
-    dtype = (contender or {{}}).get("dtype") or "bfloat16"
+    dtype = (contender or {}).get("dtype") or "bfloat16"
     return [(status, reason, rows) for _, status, reason, rows, _ in harness.measure(
         n, k, list(tokens), dtype, product, format, CONFIGS.get(name), contender, REPEATS)]
-answers = {{}}
+answers = {}
 with h.Harness("cpu") as harness:
-    for name, code in json.loads(sys.stdin.read()).items():
-        known = {{**globals()}}
+    for name, code in given["snippets"].items():
+        known = {**globals()}
         exec(code, known)
         answers[name] = known["answer"]
         # Whatever a snippet changed in the module is as it was.
         importlib.reload(h)
-print(json.dumps(answers))
+answer = answers
 """
 
 
 @pytest.fixture(scope="module")
-def answers():
-    environment = {**os.environ, **engine_environment(GPUS["cpu"])}
-    environment |= {"PYTHONPATH": str(SCRIPTS), "VLLM_LOGGING_LEVEL": "ERROR"}
-    result = subprocess.run(
-        [engine_python(), "-c", RUNNER], input=json.dumps(SNIPPETS), capture_output=True, text=True, timeout=300,
-        env=environment,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1])
+def answers(ask_engine):
+    configs = {name: compressed_tensors_config(format, ["Linear"], []) for name, format in FORMATS.items() if format}
+    return ask_engine(RUNNER, given={"formats": FORMATS, "configs": configs, "listed": LISTED, "snippets": SNIPPETS})
 
 
 @pytest.mark.engine

@@ -2,13 +2,14 @@
 
 import contextlib
 import itertools
-import json
 import os
-import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import measure_serving
 import psutil
@@ -158,35 +159,25 @@ def test_prefix_caching_stays_off_whatever_the_study_says():
 
 
 @pytest.fixture(scope="module")
-def python():
-    python = os.environ.get("QUANTBENCH_ENGINE_PYTHON")
-    if not python:
-        pytest.skip("QUANTBENCH_ENGINE_PYTHON is not set: no engine environment to test with")
-    return python
-
-
-@pytest.fixture(scope="module")
-def model(python, tmp_path_factory):
+def model(engine_python, tmp_path_factory):
     folder = tmp_path_factory.mktemp("random") / "model"
     folder.mkdir()
-    subprocess.run([python, ROOT / "tests" / "random_llama.py", folder], check=True, capture_output=True, timeout=120)
+    command = [engine_python, ROOT / "tests" / "random_llama.py", folder]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
     return folder
 
 
-def mine(marker):
-    """Processes, and the ports they listen on, that have the store's folder or the model's in their command line."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if str(marker) in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+def family_of(process, model):
+    """The server that a job has started, then all below it: vLLM renames those, so they are found through the server."""
+    servers = [child for child in psutil.Process(process.pid).children(recursive=True) if serves(child, model)]
+    return servers + [child for server in servers for child in server.children(recursive=True)]
 
 
-def server_processes(model):
-    """The server and all below it: vLLM renames those, so they are found through the server."""
-    found = [process for process in mine(model) if "serve.py" in " ".join(process.cmdline())]
-    return found + [child for process in found for child in process.children(recursive=True)]
+def serves(process, model):
+    with contextlib.suppress(psutil.Error):
+        command = " ".join(process.cmdline())
+        return "serve.py" in command and str(model) in command
+    return False
 
 
 def ports(processes):
@@ -197,11 +188,7 @@ def ports(processes):
     return found
 
 
-def listening():
-    return {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-
-
-def wait_until(condition, limit_s=120):
+def wait_until(condition, limit_s=300):
     until = time.monotonic() + limit_s
     while not (value := condition()):
         assert time.monotonic() < until, "waited in vain"
@@ -209,97 +196,74 @@ def wait_until(condition, limit_s=120):
     return value
 
 
+def status_without_key(port, path):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        return opener.open(f"http://127.0.0.1:{port}{path}", timeout=60).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.fixture(scope="module")
+def served(engine_python, model, tmp_path_factory):
+    """One server for the tests below: four loads, then an endless one under which its worker is killed."""
+    folder = tmp_path_factory.mktemp("served")
+    endless = LENGTHS | {"load": "concurrency", "concurrency": 2, "requests": 100_000}
+    job = make_job(model, params=[*PARAMS, endless], expects={"computes": "bf16", "ignore": []})
+    command = [engine_python, SCRIPTS / "measure_serving.py", *options(job, folder)]
+    with open(folder / "said", "w") as said:
+        process = subprocess.Popen(command, stderr=said)
+    try:
+        wait_until(lambda: stored(job, folder)[3] or process.poll() is not None)
+        time.sleep(1)
+        assert process.poll() is None, (folder / "said").read_text()[-3000:]
+        family = family_of(process, model)
+        [port] = [port for port in ports(family) if f"--port={port}" in family[0].cmdline()]
+        key = family[0].environ()["VLLM_API_KEY"]
+        refused = [
+            status_without_key(port, path) for path in ("/health", "/v1/models", "/collective_rpc", "/server_info")
+        ]
+        family[-1].kill()  # a worker: the API process is still there and answers with errors
+        process.wait(timeout=300)
+    finally:
+        # What it has started ends with it.
+        process.kill()
+    return SimpleNamespace(
+        folder=folder, family=family, key=key, refused=refused, status=process.returncode, points=stored(job, folder)
+    )
+
+
 @pytest.mark.engine
-def test_one_server_measures_every_rate_and_concurrency(python, model, tmp_path):
-    job = make_job(model, expects={"computes": "bf16", "ignore": []})
-    command = [python, SCRIPTS / "measure_serving.py", *options(job, tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: Store(tmp_path / "store").read_point(expand(job)[0]["key"]))
-    family = server_processes(model)
-    used = ports(family)
-    assert len(family) >= 3 and used
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == 0, said[-2000:]
-    points = stored(job, tmp_path)
-    for point in points:
+def test_one_server_measures_every_rate_and_concurrency(served):
+    for point in served.points[:4]:
         assert point["status"] == "ok", point["reason"]
         assert [row["request"] for row in point["rows"]] == list(range(12))
         for row in point["rows"]:
             assert row["scheduled_s"] <= row["sent_s"] < row["first_token_s"] < row["finished_s"]
             assert (row["input_tokens"], row["output_tokens"], row["error"]) == (32, 16, None)
     # one user never has two requests under way; four users share the work of twelve requests
-    one, four = points[2]["rows"], points[3]["rows"]
+    one, four = served.points[2]["rows"], served.points[3]["rows"]
     assert all(late["sent_s"] >= early["finished_s"] for early, late in itertools.pairwise(one))
     assert sum(row["sent_s"] < four[0]["finished_s"] for row in four) == 4
-    (run,) = Store(tmp_path / "store").read_runs().values()
+    (run,) = Store(served.folder / "store").read_runs().values()
     assert run["engine_starts"] == 1 and run["points_measured"] == 4 and run["engine_start_s"] > 1
     assert {group["layer_kind"] for group in run["kernels"]} >= {"qkv_proj", "down_proj"}
-    assert not any(alive.is_running() for alive in family)
-    assert not mine(tmp_path) and not used & listening()
 
 
 @pytest.mark.engine
-def test_kill_minus_nine_of_snakemake_during_a_load_leaves_nothing(python, model, tmp_path):
-    endless = [LENGTHS | {"load": "concurrency", "concurrency": 2, "requests": 100_000}]
-    job = make_job(model, params=endless, expects={"computes": "bf16", "ignore": []})
-    arguments = [python, str(SCRIPTS / "measure_serving.py"), *options(job, tmp_path)]
-    snakemake = tmp_path / "snakemake"
-    # `true` after it keeps bash from turning itself into the job.
-    shell = f"subprocess.run(['bash', '-c', '\"$@\"; true', 'job', *{arguments!r}])"
-    snakemake.write_text(f"import subprocess\n{shell}\n")
-    with open(tmp_path / "said", "w") as said:
-        process = subprocess.Popen([sys.executable, str(snakemake)], stderr=said)
-    wait_until(lambda: "server ready" in (tmp_path / "said").read_text())
-    time.sleep(1)
-    family = server_processes(model)
-    used = ports(family)
-    assert len(family) >= 3 and used
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    wait_until(lambda: not mine(SCRIPTS / "measure_serving.py") or not mine(tmp_path), limit_s=15)
-    wait_until(lambda: not any(alive.is_running() for alive in family), limit_s=15)
-    assert not used & listening()
-    assert stored(job, tmp_path) == [None]
+def test_a_server_killed_during_a_load_loses_that_point_only(served):
+    assert served.status == 1
+    assert "the server ended" in (served.folder / "said").read_text()
+    assert served.points[4] is None and None not in served.points[:4]
+    assert not (served.folder / "pointer.json").exists()
+    # the API process, the engine's and the worker
+    assert len(served.family) >= 3 and not any(alive.is_running() for alive in served.family)
 
 
 @pytest.mark.engine
-def test_a_server_killed_during_a_load_loses_that_point_only(python, model, tmp_path):
-    quick, endless = PARAMS[3], LENGTHS | {"load": "concurrency", "concurrency": 2, "requests": 100_000}
-    job = make_job(model, params=[quick, endless], expects={"computes": "bf16", "ignore": []})
-    command = [python, SCRIPTS / "measure_serving.py", *options(job, tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: Store(tmp_path / "store").read_point(expand(job)[0]["key"]))
-    time.sleep(1)
-    family = server_processes(model)
-    family[-1].kill()  # a worker: the API process is still there and answers with errors
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == 1
-    assert "the server ended" in said
-    first, second = stored(job, tmp_path)
-    assert first["status"] == "ok" and second is None
-    assert not (tmp_path / "pointer.json").exists()
-    assert not any(alive.is_running() for alive in family)
-
-
-@pytest.mark.engine
-def test_the_key_guards_every_path_and_is_in_no_log(python, model, tmp_path):
-    code = f"""
-import json, sys, urllib.error, urllib.request
-sys.path.append({str(SCRIPTS)!r})
-from quantbench.engine.server import start_server
-cpu = {{"environment": "engine-cpu"}}
-with start_server({str(model)!r}, {ENGINE_ARGS!r}, {str(tmp_path / "log")!r}, cpu) as server:
-    server.wait_until_ready()
-    refused = []
-    for path in ("/health", "/v1/models", "/collective_rpc", "/server_info"):
-        try:
-            urllib.request.urlopen(server.url + path)
-        except urllib.error.HTTPError as error:
-            refused.append(error.code)
-    key = server.headers["Authorization"].split()[1]
-    print("REPORT" + json.dumps([refused, key in open({str(tmp_path / "log")!r}).read()]))
-"""
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr[-2000:]
-    report = next(line for line in done.stdout.splitlines() if line.startswith("REPORT"))
-    assert json.loads(report[6:]) == [[401] * 4, False]
+def test_the_key_guards_every_path_and_is_written_nowhere(served):
+    assert served.refused == [401] * 4
+    assert len(served.key) > 30
+    for path in served.folder.rglob("*"):
+        assert path.is_dir() or served.key.encode() not in path.read_bytes(), path
+    assert (served.folder / "pointer.server.log").stat().st_size > 0

@@ -1,10 +1,12 @@
 """The plan: what is missing, why, and the time it would take, from a store that a test fills itself."""
 
 import copy
+import re
 
 import pytest
+from quantbench.estimate import Estimate
 from quantbench.manifest import build_manifest
-from quantbench.plan import estimate, plan_text, why_missing
+from quantbench.plan import device_lines, duration, plan_text, why_missing
 from quantbench.study import load_study
 from workflow_study import CONFIG
 
@@ -89,13 +91,20 @@ def test_an_empty_store_lacks_everything_and_nothing_is_known_of_time(config):
     # 1 probe + 2 support + 9 gemm + 2 variants x (load, latency, throughput, accuracy, perplexity, 2 serving)
     assert "points: 0 of 26 measured, 26 missing" in text
     assert {why for _, why in missing_lines(text).values()} == {"new"}
-    assert "device time on cpu: unknown; nothing like it measured yet: accuracy, gemm" in text
+    [cpu, quantizing] = [line for line in text.splitlines() if line.startswith("device time on ")]
+    # probe, gemm, and an engine and a server for each of two variants; asking for support is done without the device
+    assert re.match(r"device time on cpu: about \d+\.\d minutes in 6 jobs; Slurm is asked for \d+\.\d h; ", cpu)
+    assert "nothing like it measured yet: accuracy, engine start, gemm, latency" in cpu
+    assert quantizing.startswith("device time on the quantizing node: about") and "in 1 job;" in quantizing
     assert not store.root.exists()
 
 
 def test_a_full_store_lacks_nothing(config):
     manifest, store = study_of(config)
     keep(manifest, store)
+    [made] = [entry for entry in manifest["checkpoints"] if entry["quantized"]]
+    with store.new_folder("checkpoints", made["identity"], {}):
+        pass
     text = plan_text(manifest, store)
     assert "points: 26 of 26 measured, 0 missing" in text and "nothing to measure" in text
     assert missing_lines(text) == {}
@@ -141,21 +150,27 @@ def test_skips_are_named_with_their_reason(config):
     assert "skipped: gemm of tiny/int8-online on cpu: quantized by the engine while it loads" in text
 
 
-def test_time_is_the_median_of_the_stages_points_and_one_start_per_job(config):
-    manifest, _ = study_of(config)
-    latency = [p for p in manifest["points"] if p["stage"] == "latency"]
-    known = {
-        name: {"identity": latency[0]["identity"], "status": status, "measured_s": seconds}
-        for name, status, seconds in (("a", "ok", 10.0), ("b", "ok", 30.0), ("c", "ok", 80.0), ("d", "invalid", 1e6))
+def test_hours_are_summed_per_gpu_as_expected_and_as_asked_for():
+    engine = Estimate(seconds=1800.0, memory_bytes=1e9, basis="measured", points=9)
+    guessed = Estimate(seconds=5400.0, memory_bytes=1e9, basis="guess", guessed=("serving", "engine start"), points=4)
+    estimates = {
+        ("measure_engine", ("h200", "tiny", "bf16")): engine,
+        ("measure_engine", ("h200", "tiny", "rtn-int4")): engine,
+        ("measure_engine", ("a100", "tiny", "bf16")): engine,
+        ("measure_serving", ("a100", "tiny", "bf16")): guessed,
+        ("ask_support", ("a100", None, None)): engine,
+        ("quantize_model", ("tiny", "rtn-int4")): engine,
     }
-    runs = {
-        "r": {"gpu": "cpu", "stage": "measure_engine", "engine_start_s": 7.0},
-        "s": {"gpu": "cpu", "stage": "measure_engine", "engine_start_s": 9.0},
-        "t": {"gpu": "h200", "stage": "measure_engine", "engine_start_s": 500.0},
-        "crashed": {"gpu": "cpu", "stage": "measure_engine", "engine_start_s": None},
-    }
-    # two variants, one point each: 2 x 30 s, and two engine starts of 8 s
-    assert estimate(latency, known, runs) == {"cpu": (pytest.approx(76.0), set())}
-    both = latency + [p for p in manifest["points"] if p["stage"] == "load"]
-    assert estimate(both, known, runs) == {"cpu": (pytest.approx(76.0), {"load"})}
-    assert estimate([], known, runs) == {}
+    asked = {"measure_engine": 7200, "measure_serving": 14400, "quantize_model": 3600}
+    assert device_lines(estimates, lambda rule, target, estimate: asked[rule]) == [
+        # 1800 + 5400 s are 2 h; 2 + 4 h
+        "device time on a100: about 2.0 hours in 2 jobs; Slurm is asked for 6.0 h;"
+        " nothing like it measured yet: engine start, serving",
+        # twice half an hour; twice 2 h
+        "device time on h200: about 60.0 minutes in 2 jobs; Slurm is asked for 4.0 h; as measured before",
+        "device time on the quantizing node: about 30.0 minutes in 1 job; Slurm is asked for 1.0 h; as measured before",
+    ]
+    # without a cluster's limits, what is expected
+    assert "Slurm is asked for 2.0 h" in device_lines(estimates)[0]
+    assert device_lines({}) == []
+    assert (duration(90), duration(9000)) == ("1.5 minutes", "2.5 hours")

@@ -15,22 +15,23 @@ ROOT = Path(__file__).parents[1]
 GPUS = load_gpus(ROOT / "config" / "gpus.yaml")
 
 
-def run_probe(tmp_path, gpu):
-    python = os.environ.get("QUANTBENCH_ENGINE_PYTHON")
-    if not python:
-        pytest.skip("QUANTBENCH_ENGINE_PYTHON is not set: no engine environment to test with")
-    group = {"stage": "probe", "protocol": 2, "versions": {}, "params": [{}]}
-    common = {"artefact": "point", "gpu": gpu, "epoch": 0}
-    job = {"gpu": gpu, "model": None, "scheme": None, "gpu_entry": GPUS[gpu], "common": common, "groups": [group]}
-    output = tmp_path / "probe.json"
-    command = [python, ROOT / "workflow" / "scripts" / "probe_gpu.py", f"--job={canonical_json(job)}",
-               f"--store={tmp_path / 'store'}", f"--output={output}"]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=300), output
+@pytest.fixture
+def run_probe(engine_python, tmp_path):
+    def run(gpu):
+        group = {"stage": "probe", "protocol": 2, "versions": {}, "params": [{}]}
+        common = {"artefact": "point", "gpu": gpu, "epoch": 0}
+        job = {"gpu": gpu, "model": None, "scheme": None, "gpu_entry": GPUS[gpu], "common": common, "groups": [group]}
+        output = tmp_path / "probe.json"
+        command = [engine_python, ROOT / "workflow" / "scripts" / "probe_gpu.py", f"--job={canonical_json(job)}",
+                   f"--store={tmp_path / 'store'}", f"--output={output}"]  # fmt: skip
+        return subprocess.run(command, capture_output=True, text=True, timeout=300), output
+
+    return run
 
 
 @pytest.mark.engine
-def test_a_cpu_is_measured_where_it_has_no_data_sheet(tmp_path):
-    result, output = run_probe(tmp_path, "cpu")
+def test_a_cpu_is_measured_where_it_has_no_data_sheet(run_probe):
+    result, output = run_probe("cpu")
     assert result.returncode == 0, result.stderr[-3000:]
     record = json.loads(output.read_text())
     assert record["capability"] is None and record["device_name"]
@@ -47,25 +48,25 @@ def test_a_cpu_is_measured_where_it_has_no_data_sheet(tmp_path):
     assert record["power_limit_w"] is record["sm_clock_hz"] is record["ecc"] is record["other_processes"] is None
     # The store has the record: nothing is measured again.
     output.unlink()
-    again, output = run_probe(tmp_path, "cpu")
+    again, output = run_probe("cpu")
     assert again.returncode == 0 and json.loads(output.read_text()) == record
 
 
 @pytest.mark.engine
-def test_the_wrong_device_is_refused(tmp_path):
-    result, output = run_probe(tmp_path, "l40s")
+def test_the_wrong_device_is_refused(run_probe):
+    result, output = run_probe("l40s")
     assert result.returncode == 2 and "NVIDIA L40S" in result.stderr and not output.exists()
 
 
 @pytest.mark.gpu
-def test_a_gpu_reaches_most_of_its_data_sheet_and_no_more(tmp_path):
+def test_a_gpu_reaches_most_of_its_data_sheet_and_no_more(run_probe):
     name = subprocess.run(
         ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "-i", visible_device() or "0"],
         capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
     gpus = [gpu for gpu, entry in GPUS.items() if any(re.fullmatch(p, name) for p in entry["name_patterns"])]
     [gpu] = [gpu for gpu in gpus if gpu != "cpu"]
-    result, output = run_probe(tmp_path, gpu)
+    result, output = run_probe(gpu)
     assert result.returncode == 0, result.stderr[-3000:]
     record, entry = json.loads(output.read_text()), GPUS[gpu]
     shares = {"bandwidth": record["bandwidth_bytes_per_s"] / entry["memory_bandwidth_bytes_per_s"]}

@@ -6,13 +6,14 @@ Tests marked `quantize` need an interpreter with llm-compressor: QUANTBENCH_QUAN
 import hashlib
 import json
 import os
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import quantize_model
 import yaml
+from forks import Forks
 from quantbench import schemes
 from quantbench.errors import UserError
 from quantbench.keys import key
@@ -104,7 +105,7 @@ def test_layers_are_counted():
 
 # --- with the toolkit -----------------------------------------------------------------------------------------------
 
-# Each check of the toolkit module on its own: importing it takes seconds, so all in one process.
+# Each check of the toolkit module on its own, against a model that gets worse.
 CHECKS = """
 import json, sys
 from pathlib import Path
@@ -137,48 +138,45 @@ print(json.dumps(said))
 """
 
 
-@pytest.fixture(scope="session")
-def python():
-    """Runs Python in the quantize environment."""
-    interpreter = os.environ.get("QUANTBENCH_QUANTIZE_PYTHON")
-    if not interpreter:
-        pytest.skip("QUANTBENCH_QUANTIZE_PYTHON is unset: no interpreter with llm-compressor")
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "2"}
-    return lambda *arguments: subprocess.run(
-        [interpreter, *arguments], capture_output=True, text=True, env=environment, timeout=300
-    )
+@pytest.fixture(scope="module")
+def environment():
+    # The last three are read by imports; quantize_model sets them before its own.
+    return os.environ | {
+        "PYTHONPATH": str(SCRIPTS), "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+    }  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def versions(python):
+@pytest.fixture(scope="module")
+def toolkit(quantize_python, environment):
+    """Runs Python in the quantize environment, with the toolkit imported."""
+    with Forks(quantize_python, ["quantbench.quantize.toolkit"], environment) as forks:
+        yield forks.run
+
+
+@pytest.fixture(scope="module")
+def versions(toolkit):
     code = "import importlib.metadata as m, json; print(json.dumps({n: m.version(n) for n in %r}))"
-    return json.loads(python("-c", code % (["llmcompressor", "compressed-tensors", "torch"],)).stdout)
+    return json.loads(toolkit("-c", code % (["llmcompressor", "compressed-tensors", "torch"],)).stdout)
 
 
-@pytest.fixture(scope="session")
-def make_model(python):
-    def make(folder):
-        made = python(str(ROOT / "tests" / "random_llama.py"), str(folder))
-        assert made.returncode == 0, made.stderr
-        return folder
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def model(make_model, tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("model"))
+@pytest.fixture(scope="module")
+def model(toolkit, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    made = toolkit(ROOT / "tests" / "random_llama.py", folder)
+    assert made.returncode == 0, made.stderr
+    return folder
 
 
 @pytest.fixture
-def quantize(python, tmp_path):
-    """quantize(job, store) -> (finished process, pointer or None)"""
+def quantize(toolkit, tmp_path):
+    """quantize(job) -> (finished process, pointer or None)"""
 
-    def run(job, store="store"):
+    def run(job, store="store", python=toolkit):
         pointer = tmp_path / "pointer.json"
         pointer.unlink(missing_ok=True)
         arguments = [f"--job={json.dumps(job)}", f"--store={tmp_path / store}", f"--output={pointer}"]
-        done = python(str(SCRIPTS / "quantize_model.py"), *arguments)
+        done = python(SCRIPTS / "quantize_model.py", *arguments)
         return done, json.loads(pointer.read_text()) if pointer.exists() else None
 
     return run
@@ -226,15 +224,17 @@ def test_every_scheme_makes_a_checkpoint(name, model, versions, quantize):
 
 
 @pytest.mark.quantize
-@pytest.mark.parametrize("name", ["gptq-int4", "awq-int4"])
-def test_the_same_identity_gives_the_same_bytes(name, model, versions, quantize):
-    digests = []
-    for store in ("first", "second"):
-        done, record = quantize(job_of(name, model, versions), store)
-        assert done.returncode == 0, done.stderr
-        files = sorted(path for path in Path(record["path"]).iterdir() if path.name != "quantbench.json")
-        digests.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
-    assert digests[0] == digests[1] and "model.safetensors" in digests[0]
+def test_the_same_identity_gives_the_same_bytes(model, versions, quantize, quantize_python, environment):
+    # Runs of one Forks have the seed of Python's hashes in common; these have another.
+    with Forks(quantize_python, ["quantbench.quantize.toolkit"], environment | {"PYTHONHASHSEED": "1"}) as others:
+        for name in ("gptq-int4", "awq-int4"):
+            digests = []
+            for store, more in (("first", {}), ("second", {"python": others.run})):
+                done, record = quantize(job_of(name, model, versions), store, **more)
+                assert done.returncode == 0, done.stderr
+                files = sorted(path for path in Path(record["path"]).iterdir() if path.name != "quantbench.json")
+                digests.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
+            assert digests[0] == digests[1] and "model.safetensors" in digests[0]
 
 
 @pytest.mark.quantize
@@ -246,8 +246,8 @@ def test_what_a_user_can_mend_is_one_line_and_leaves_nothing(model, versions, qu
 
 
 @pytest.mark.quantize
-def test_what_the_toolkit_does_not_check(make_model, python, tmp_path):
-    done = python("-c", CHECKS, str(make_model(tmp_path / "model")))
+def test_what_the_toolkit_does_not_check(model, toolkit, tmp_path):
+    done = toolkit("-c", CHECKS, shutil.copytree(model, tmp_path / "model"))
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["no target"].startswith("UserError: targets ['re:.*no_such_layer']")

@@ -4,17 +4,7 @@ A stand-in has the operator's own arguments (compared with vLLM's where it has t
 as the layout is documented, in plain torch: a wrong order, zero point, scale or argument gives a wrong product.
 """
 
-import json
-import os
-import subprocess
-from pathlib import Path
-
 import pytest
-from quantbench.engine.settings import engine_environment
-from quantbench.gpus import load_gpus
-
-ROOT = Path(__file__).parents[1]
-SCRIPTS = ROOT / "workflow" / "scripts"
 
 
 def args(bits, type, strategy, **more):
@@ -87,13 +77,14 @@ WRONG = [
 ]
 
 CODE = """
-import inspect, json, torch
+import inspect, torch
 from types import SimpleNamespace
 torch.cpu._init_amx()
 from quantbench.gemm import raw_ops
 from quantbench.gemm.harness import error_bound, relative_error
 from quantbench.gemm.weights import make_activations, make_weight
 cpu, N, K = torch.device("cpu"), 128, 512
+FORMATS, ON_CPU, STOOD_IN, WRONG = given
 
 def compare(make, format, dtype):
     weight = make_weight(N, K, FORMATS[format], dtype, cpu)
@@ -263,22 +254,13 @@ with torch.inference_mode():
         raw_ops.vllm_ops = lambda ops=ops: SimpleNamespace(**ops)
         releases[release] = [compare(stood_in(op), format, getattr(torch, dtype)) for op, format, dtype, _ in STOOD_IN
                              if release == "new" or op.startswith(("gptq", "marlin"))]
-print(json.dumps({"real": real, "wrong": wrong, "strange": strange, **releases}))
+answer = {"real": real, "wrong": wrong, "strange": strange, **releases}
 """
 
 
 @pytest.fixture(scope="module")
-def found():
-    python = os.environ.get("QUANTBENCH_ENGINE_PYTHON")
-    if not python:
-        pytest.skip("QUANTBENCH_ENGINE_PYTHON is not set: no engine environment to test with")
-    environment = {**os.environ, **engine_environment(load_gpus(ROOT / "config" / "gpus.yaml")["cpu"])}
-    environment |= {"PYTHONPATH": str(SCRIPTS), "VLLM_LOGGING_LEVEL": "ERROR"}
-    given = f"FORMATS, ON_CPU, STOOD_IN, WRONG = {FORMATS!r}, {ON_CPU!r}, {STOOD_IN!r}, {WRONG!r}\n"
-    command = [python, "-c", given + CODE + STAND_INS]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1])
+def found(ask_engine):
+    return ask_engine(CODE + STAND_INS, given=[FORMATS, ON_CPU, STOOD_IN, WRONG])
 
 
 def assert_right(cases, results):

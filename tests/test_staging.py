@@ -1,5 +1,6 @@
 """Staging against a hub on the loopback, with the hub's real client: what is fetched, pinned, refused and never written."""
 
+import io
 import json
 import os
 import shutil
@@ -8,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars
 import pytest
 import yaml
 from fake_hub import FakeHub
+from forks import Forks
 from quantbench.errors import UserError
 from quantbench.sources import MODEL_FILES, RESOURCES, dataset_identity, model_identity, parse
 from quantbench.staging import stage
@@ -28,21 +31,21 @@ configs:
 
 
 @pytest.fixture
-def python():
-    found = os.environ.get("QUANTBENCH_ENGINE_PYTHON")
-    if not found:
-        pytest.skip("QUANTBENCH_ENGINE_PYTHON is not set: no engine environment to test with")
-    return found
-
-
-@pytest.fixture
 def hub():
     with FakeHub() as hub:
         yield hub
 
 
+@pytest.fixture(scope="module")
+def client(engine_python):
+    """Runs Python where the hub's client is, with what that imports. The client itself reads its variables when imported."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING_FACE"))}
+    with Forks(engine_python, ["aiohttp", "httpx", "multiprocess", "pandas", "pyarrow.parquet"], own) as forks:
+        yield forks
+
+
 @pytest.fixture
-def staged(tmp_path, hub, python):
+def staged(tmp_path, hub, client):
     """stage.py as the rules run it, in a folder of its own; returns its process."""
 
     def run(kind="model", name="org/small", revision=None, subset=None, identity=None, code=False, **environment):
@@ -57,18 +60,16 @@ def staged(tmp_path, hub, python):
             "identity": identity,
             "trust_remote_code": code,
         }
-        command = [python, ROOT / "workflow/scripts/stage.py", f"--job={json.dumps(job)}"]
-        command += [f"--store={tmp_path / 'store'}", f"--output={tmp_path / 'pointer.json'}"]
+        options = [f"--job={json.dumps(job)}", f"--store={tmp_path / 'store'}", f"--output={tmp_path / 'pointer.json'}"]
         variables = hub_environment(hub, tmp_path) | environment
-        return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
+        return client.run(ROOT / "workflow/scripts/stage.py", *options, folder=tmp_path, **variables)
 
     return run
 
 
 def hub_environment(hub, tmp_path):
-    """This process's environment with the hub's address, an empty cache, and none of the user's own settings."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING_FACE"))}
-    return own | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "NO_PROXY": "127.0.0.1"}
+    """The hub's address, and an empty cache."""
+    return {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "NO_PROXY": "127.0.0.1"}
 
 
 def entry(tmp_path):
@@ -89,11 +90,10 @@ def refusal(process):
     return process.stderr.splitlines()[-1]
 
 
-def parquet(python, rows):
-    """A parquet file, made where pyarrow is."""
-    code = "import json, sys, pyarrow, pyarrow.parquet as parquet\n"
-    code += "parquet.write_table(pyarrow.Table.from_pylist(json.loads(sys.argv[1])), sys.stdout.buffer)"
-    return subprocess.run([python, "-c", code, json.dumps(rows)], capture_output=True, check=True).stdout
+def parquet(rows):
+    file = io.BytesIO()
+    polars.DataFrame(rows).write_parquet(file)
+    return file.getvalue()
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -222,10 +222,10 @@ def test_a_hub_out_of_reach_is_one_message(kind, pinned, tmp_path, staged):
 
 
 @pytest.fixture
-def gsm8k(hub, python):
-    files = {"README.md": CARD, "socratic/train-00000-of-00001.parquet": parquet(python, ROWS[:1])}
+def gsm8k(hub):
+    files = {"README.md": CARD, "socratic/train-00000-of-00001.parquet": parquet(ROWS[:1])}
     for split, rows in (("train", ROWS), ("test", ROWS[:1])):
-        files[f"main/{split}-00000-of-00001.parquet"] = parquet(python, rows)
+        files[f"main/{split}-00000-of-00001.parquet"] = parquet(rows)
     return hub.dataset("openai/gsm8k"), files
 
 
@@ -336,7 +336,7 @@ def test_a_local_model_is_copied_and_a_source_that_changes_meanwhile_refused(tmp
 
 @pytest.mark.workflow
 @pytest.mark.engine
-def test_snakemake_stages_from_the_hub_and_is_offline_ever_after(tmp_path, hub, python, gsm8k):
+def test_snakemake_stages_from_the_hub_and_is_offline_ever_after(tmp_path, hub, client, gsm8k):
     repository, files = gsm8k
     repository.commit(files)
     shipped = {path.name: path for pattern in MODEL_FILES for path in (RESOURCES / "model").glob(pattern)}
@@ -346,7 +346,7 @@ def test_snakemake_stages_from_the_hub_and_is_offline_ever_after(tmp_path, hub, 
     for name in ("workflow", "config", "envs", "profiles", "resources"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "pins.json"))
     shutil.copy(ROOT / "Snakefile", tree)
-    (tree / ".venvs").symlink_to(Path(python).parents[2])
+    (tree / ".venvs").symlink_to(Path(client.python).absolute().parents[2])
     config = {
         "study": "mine",
         "title": "Which?",
@@ -361,7 +361,7 @@ def test_snakemake_stages_from_the_hub_and_is_offline_ever_after(tmp_path, hub, 
 
     def snakemake(*arguments, **environment):
         command = [sys.executable, "-m", "snakemake", *arguments, "--configfile", "config/mine.yaml"]
-        variables = hub_environment(hub, tmp_path) | environment
+        variables = client.environment | hub_environment(hub, tmp_path) | environment
         return subprocess.run(command, cwd=tree, env=variables, capture_output=True, text=True, timeout=300)
 
     process = snakemake("staging")

@@ -157,3 +157,54 @@ def test_a_folder_that_cannot_be_moved_into_place_is_an_error(store, monkeypatch
     with pytest.raises(PermissionError), store.new_folder("checkpoints", FOLDER, {}):
         pass
     assert not store.has_folder("checkpoints", key(FOLDER))
+
+
+# --- points that several processes have to measure -----------------------------------------------------------------------
+
+
+def points(*names):
+    return [{"key": key({"name": name}), "identity": {"name": name}} for name in names]
+
+
+def measure(store, group):
+    for point in group:
+        store.write_point(point["identity"], status="ok", rows=[], run_id="r")
+
+
+def names(groups):
+    return [[point["identity"]["name"] for point in group] for group in groups]
+
+
+def test_a_point_is_asked_for_right_before_it_is_measured(store):
+    left = store.unmeasured([points("a", "b"), points("c"), points("d")])
+    assert names([next(left)]) == [["a", "b"]]
+    # Another process measures these while this one is at a and b.
+    measure(store, points("c"))
+    assert names(left) == [["d"]]
+
+
+def test_two_processes_share_points_and_each_ends_with_all_of_them(store):
+    groups = [points("a"), points("b"), points("c")]
+    one, two = store.unmeasured(groups), store.unmeasured(groups)
+    first, second = next(one), next(two)
+    assert names([first, second]) == [["a"], ["b"]]
+    measure(store, first)
+    third = next(one)
+    # b is still being measured by the other: what only that one has comes last.
+    assert names([third]) == [["c"]]
+    measure(store, second)
+    measure(store, third)
+    assert names(one) == names(two) == []
+    assert list((store.root / "claims").iterdir()) == []
+
+
+def test_what_a_killed_process_had_claimed_is_measured_last_but_is_measured(store):
+    next(store.unmeasured([points("a", "b")]))
+    # In reverse: if it lives after all, the two meet in the middle.
+    assert names(store.unmeasured([points("a", "b"), points("c")])) == [["c"], ["b", "a"]]
+
+
+def test_of_two_measurements_of_a_point_the_first_stays(store):
+    for run in ("first", "second"):
+        store.write_point(IDENTITY, status="ok", rows=[], run_id=run)
+    assert store.read_point(key(IDENTITY))["run_id"] == "first"

@@ -17,7 +17,8 @@ from quantbench.roofline import gemm_bytes
 from quantbench.store import Store
 from quantbench.table_schema import SCHEMA
 from quantbench.tables import build_tables, read_tables, safetensors_size, write_tables
-from synthetic import BYTES, DOCUMENTS, GPUS, QUESTIONS, REQUESTS, SCHEMES, synthetic_study
+from synthetic import synthetic_study
+from synthetic_facts import BYTES, DOCUMENTS, GPUS, QUESTIONS, REQUESTS, SCHEMES
 
 POLARS = {"str": polars.String, "int": polars.Int64, "float": polars.Float64, "bool": polars.Boolean}
 

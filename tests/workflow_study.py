@@ -1,7 +1,9 @@
 """A small study in a checkout of its own, and what a run of Snakemake on it did: jobs, new points, engine starts."""
 
 import copy
+import fcntl
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -112,7 +114,7 @@ class Checkout:
     def write_config(self, text=None):
         (self.folder / "config" / "test.yaml").write_text(text or yaml.safe_dump(self.config))
 
-    def snakemake(self, *arguments, text=None, timeout_s=400):
+    def snakemake(self, *arguments, text=None, timeout_s=1500):
         """Run to the end; `text` replaces the config file's text."""
         self.write_config(text)
         points, runs = self.store.read_points(), self.store.read_runs()
@@ -153,6 +155,12 @@ class Checkout:
                 preexec_fn=default_interrupt,
             )
 
+    def forget(self, *stages):
+        """Take these stages' points out of the store."""
+        for key, record in self.store.read_points().items():
+            if record["identity"]["stage"] in stages:
+                self.store.point_path(key).unlink()
+
     def processes(self):
         """Every living process that works in this checkout, wherever it stands in the process tree."""
         return [process for process in psutil.process_iter() if works_in(process, self.folder)]
@@ -160,6 +168,27 @@ class Checkout:
     def ports(self):
         """Ports on which these processes listen."""
         return {c.laddr.port for p in self.processes() for c in connections(p) if c.status == psutil.CONN_LISTEN}
+
+
+def base_study(tmp_path_factory):
+    """The checkout of one whole run of CONFIG, with that Run as `first`; to be copied, not worked in.
+
+    It takes minutes, so all processes of a test run (pytest-xdist) share the one that the first of them makes.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        folder = folder.parent
+    with open(folder / "base-study.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        record, tree = folder / "base-study.pickle", folder / "base-study" / "quantbench"
+        if not tree.exists():
+            tree.mkdir(parents=True)
+            record.write_bytes(pickle.dumps(Checkout.of_working_tree(tree).snakemake()))
+        assert record.exists(), "the base study did not end; the first test that wanted it says why"
+    base = Checkout(tree)
+    base.first = pickle.loads(record.read_bytes())
+    assert base.first.returncode == 0, base.first.text
+    return base
 
 
 def default_interrupt():

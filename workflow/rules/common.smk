@@ -1,6 +1,7 @@
 """The study, its jobs, and the few functions that rules need."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from snakemake.exceptions import WorkflowError
 SCRIPTS = Path(os.path.relpath(Path(workflow.basedir) / "workflow" / "scripts"))
 sys.path.insert(0, str(SCRIPTS.resolve()))
 
+from quantbench.cluster import RESOURCES
 from quantbench.errors import UserError
 from quantbench.manifest import unstaged_message
 from quantbench.table_schema import SCHEMA as TABLES
@@ -20,9 +22,16 @@ try:
 except UserError as error:
     raise WorkflowError(str(error))
 
+if not workflow.is_main_process:
+    # On a compute node, which may have no home folder: Snakemake makes a cache there at each start, the one in srun's step too.
+    os.environ["XDG_CACHE_HOME"] = str(Path(".snakemake/cache").resolve())
+
 # Not beside a run in progress (a dry run may be): that one still waits for its pointers.
 if workflow.is_main_process and not any(Path(".snakemake/locks").glob("*")):
     STUDY.forget_pointers()
+
+
+CLUSTER_RESOURCES = [*RESOURCES.values(), "runtime", "mem_mb"]
 
 
 wildcard_constraints:
@@ -50,7 +59,10 @@ def needs(name):
 
 def pointers(*names):
     """Pointers of the jobs for which the store lacks something; of all rules where none is named."""
-    return STUDY.pointers(*names) if STUDY.planned else refuse_unstaged
+    # A job's own Snakemake, on its node, runs that job alone: it need not ask the store about all others.
+    if STUDY.planned:
+        return STUDY.pointers(*names) if workflow.is_main_process else []
+    return refuse_unstaged
 
 
 def refuse_unstaged(wildcards=None):
@@ -59,8 +71,13 @@ def refuse_unstaged(wildcards=None):
 
 
 def python(environment):
-    """Interpreter of an environment, which build_env makes."""
-    return f"{STUDY.environment(environment)}/bin/python"
+    """The words of a shell command that end in an environment's Python: built by build_env, or the site's own."""
+    return STUDY.interpreter(environment, SCRIPTS)
+
+
+def ready(environment):
+    """What a job waits for to have that Python."""
+    return [ancient(stamp) for stamp in STUDY.ready(environment)]
 
 
 def engine_python(wildcards):
@@ -68,7 +85,38 @@ def engine_python(wildcards):
 
 
 def engine_ready(wildcards):
-    return ancient(f"{STUDY.environment(STUDY.engine_environment(wildcards.gpu))}/ready")
+    return ready(STUDY.engine_environment(wildcards.gpu))
+
+
+def resources(name):
+    """What jobs of a rule ask a cluster for (config/cluster.yaml), as functions of the job and its attempt.
+
+    None asks for nothing, as does every run on this machine. Evaluated again where a submitted job runs, for Snakemake's
+    inner srun: that needs the cores alone, and the estimate behind time and memory costs a look at the whole store.
+    """
+
+    def ask(resource):
+        # Snakemake counts memory in two units and refuses None for it; of 0, sbatch is not asked.
+        nothing = 0 if resource == "mem_mb" else None
+
+        def value(wildcards, attempt):
+            executor = workflow.executor_plugin
+            if executor is None or executor.common_settings.local_exec and not executor.common_settings.dryrun_exec:
+                return nothing
+            estimated = resource in ("runtime", "mem_mb")
+            if estimated and not workflow.is_main_process:
+                return nothing
+            return STUDY.resources(name, attempt, estimated, **wildcards)[resource] or nothing
+
+        return value
+
+    return {resource: ask(resource) for resource in CLUSTER_RESOURCES}
+
+
+def refuse_misfits():
+    """Before the first job: say which jobs can't fit the site's limits, however often they are started."""
+    if workflow.non_local_exec and (found := STUDY.misfits(1 + workflow.execution_settings.retries)):
+        raise WorkflowError("\n".join(["these jobs do not fit:", *[f"  - {sentence}" for sentence in found]]))
 
 
 def staged():
@@ -76,12 +124,12 @@ def staged():
 
 
 def environments():
-    return [f"{STUDY.environment(name)}/ready" for name in STUDY.environments]
+    return [stamp for name in STUDY.environments for stamp in STUDY.ready(name)]
 
 
 def staging_environment():
     """Hub sources are fetched by the engine's environment, which has the hub's client; local ones need none."""
-    return [ancient(f"{STUDY.environment(STUDY.hub_environment)}/ready")] if STUDY.hub_environment else []
+    return ready(STUDY.hub_environment) if STUDY.hub_environment else []
 
 
 def library(script):
@@ -107,4 +155,6 @@ def report_files():
 
 # Staging is over when these jobs run: nothing may reach for the hub. Engine output goes to the log, progress to the console.
 OFFLINE = "HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 QUANTBENCH_CONSOLE=3"
-STAGING_PYTHON = python(STUDY.hub_environment) if STUDY.hub_environment else sys.executable
+# What a job knows of its node: where it may write (scratch.py).
+NODE = STUDY.node_variables()
+STAGING_PYTHON = python(STUDY.hub_environment) if STUDY.hub_environment else shlex.quote(sys.executable)

@@ -16,11 +16,13 @@ rule measure_engine:
         "results/{study}/logs/measure_engine/{gpu}/{model}/{scheme}.log",
     # A device measures one thing at a time; where the device is the CPU, that takes all of its cores.
     threads: workflow.cores
+    resources:
+        **resources("measure_engine"),
     params:
         job=job("measure_engine"),
         python=engine_python,
     shell:
-        "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/measure_engine.py"
+        "{OFFLINE} {NODE} QUANTBENCH_LOG={log:q} {params.python} {SCRIPTS}/measure_engine.py"
         " --job={input.manifest:q}:measure_engine/{wildcards.gpu}/{wildcards.model}/{wildcards.scheme}"
         " --store={STUDY.store.root:q} --output={output:q}"
         " 3>&2 > {log:q} 2>&1"

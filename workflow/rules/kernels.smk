@@ -15,11 +15,13 @@ rule measure_gemm:
         "results/{study}/logs/measure_gemm/{gpu}.log",
     # A device measures one thing at a time; where the device is the CPU, that takes all of its cores.
     threads: workflow.cores
+    resources:
+        **resources("measure_gemm"),
     params:
         job=job("measure_gemm"),
         python=engine_python,
     shell:
-        "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/measure_gemm.py"
+        "{OFFLINE} {NODE} QUANTBENCH_LOG={log:q} {params.python} {SCRIPTS}/measure_gemm.py"
         " --job={input.manifest:q}:measure_gemm/{wildcards.gpu}"
         " --store={STUDY.store.root:q} --output={output:q}"
         " 3>&2 > {log:q} 2>&1"

@@ -1,4 +1,4 @@
-"""Name every point of the study, and say what is missing.
+"""Name every point of the study, say what is missing, and what the runs have used.
 
 makes   results/{study}/manifest.json
 """
@@ -7,6 +7,7 @@ makes   results/{study}/manifest.json
 localrules:
     list_points,
     plan,
+    usage,
 
 
 rule list_points:
@@ -26,3 +27,12 @@ rule plan:
         config=config_text,
     shell:
         "{sys.executable:q} {SCRIPTS}/plan.py --config={params.config:q}"
+
+
+rule usage:
+    input:
+        [] if STUDY.planned else refuse_unstaged,
+    params:
+        config=config_text,
+    shell:
+        "{sys.executable:q} {SCRIPTS}/usage.py --config={params.config:q}"

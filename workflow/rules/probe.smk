@@ -15,11 +15,13 @@ rule probe_gpu:
         "results/{study}/logs/probe_gpu/{gpu}.log",
     # A device measures one thing at a time; where the device is the CPU, that takes all of its cores.
     threads: workflow.cores
+    resources:
+        **resources("probe_gpu"),
     params:
         job=job("probe_gpu"),
         python=engine_python,
     shell:
-        "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/probe_gpu.py"
+        "{OFFLINE} {NODE} QUANTBENCH_LOG={log:q} {params.python} {SCRIPTS}/probe_gpu.py"
         " --job={input.manifest:q}:probe_gpu/{wildcards.gpu}"
         " --store={STUDY.store.root:q} --output={output:q}"
         " 3>&2 > {log:q} 2>&1"

@@ -8,18 +8,21 @@ makes   results/{study}/checkpoints/{model}/{scheme}.json, which points into the
 rule quantize_model:
     input:
         needs("quantize_model"),
-        ancient(f"{STUDY.environment(STUDY.quantize_environment)}/ready"),
+        ready(STUDY.quantize_environment),
         manifest=ancient(f"results/{STUDY.study.name}/manifest.json"),
     output:
         STUDY.pattern("quantize_model"),
     log:
         "results/{study}/logs/quantize_model/{model}/{scheme}.log",
     threads: 1
+    resources:
+        **resources("quantize_model"),
     params:
         job=job("quantize_model"),
-        python=python(STUDY.quantize_environment),
+        # A function, or Snakemake would read braces in it as wildcards.
+        python=lambda wildcards: python(STUDY.quantize_environment),
     shell:
-        "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/quantize_model.py"
+        "{OFFLINE} {NODE} QUANTBENCH_LOG={log:q} {params.python} {SCRIPTS}/quantize_model.py"
         " --job={input.manifest:q}:quantize_model/{wildcards.model}/{wildcards.scheme}"
         " --store={STUDY.store.root:q} --output={output:q}"
         " 3>&2 > {log:q} 2>&1"

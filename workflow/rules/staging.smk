@@ -19,7 +19,7 @@ rule stage_model:
     params:
         job=job("stage_model"),
     shell:
-        "QUANTBENCH_CONSOLE=3 {STAGING_PYTHON:q} {SCRIPTS}/stage.py --job={params.job:q} --store={STUDY.store.root:q} --output={output:q}"
+        "QUANTBENCH_CONSOLE=3 {STAGING_PYTHON} {SCRIPTS}/stage.py --job={params.job:q} --store={STUDY.store.root:q} --output={output:q}"
         " 3>&2 > {log:q} 2>&1"
 
 
@@ -33,5 +33,5 @@ rule stage_dataset:
     params:
         job=job("stage_dataset"),
     shell:
-        "QUANTBENCH_CONSOLE=3 {STAGING_PYTHON:q} {SCRIPTS}/stage.py --job={params.job:q} --store={STUDY.store.root:q} --output={output:q}"
+        "QUANTBENCH_CONSOLE=3 {STAGING_PYTHON} {SCRIPTS}/stage.py --job={params.job:q} --store={STUDY.store.root:q} --output={output:q}"
         " 3>&2 > {log:q} 2>&1"

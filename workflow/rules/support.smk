@@ -24,7 +24,7 @@ rule ask_support:
         job=job("ask_support"),
         python=engine_python,
     shell:
-        "{OFFLINE} QUANTBENCH_LOG={log:q} {params.python:q} {SCRIPTS}/ask_support.py"
+        "{OFFLINE} {NODE} QUANTBENCH_LOG={log:q} {params.python} {SCRIPTS}/ask_support.py"
         " --job={input.manifest:q}:ask_support/{wildcards.gpu}"
         " --store={STUDY.store.root:q} --output={output:q}"
         " 3>&2 > {log:q} 2>&1"

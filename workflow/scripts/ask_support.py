@@ -12,7 +12,7 @@ from quantbench.engine.settings import engine_environment
 from quantbench.environments import pins
 from quantbench.jobs import job_options
 from quantbench.keys import canonical_json
-from quantbench.points import expand, missing_points
+from quantbench.points import check_versions, expand, missing_points
 from quantbench.progress import Progress
 from quantbench.provenance import finish, new_run
 from quantbench.schemes import compressed_tensors_config
@@ -35,6 +35,7 @@ def main(argv=None):
 def ask(job, store, points, progress):
     """Ask for every point in this one process, and write each answer. A refusal is an answer, with vLLM's reason."""
     run = new_run("ask_support", job)
+    check_versions(points, run["versions"])
     os.environ.update(engine_environment(job["gpu_entry"]))
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from quantbench.engine.chooser import Chooser, optional_packages

@@ -16,6 +16,7 @@ from quantbench.keys import canonical_json
 from quantbench.points import check_versions, expand, missing_points
 from quantbench.progress import Progress
 from quantbench.provenance import finish, new_run
+from quantbench.scratch import local_checkpoint
 from quantbench.store import write_atomically
 from quantbench.supervise import supervised
 
@@ -66,7 +67,8 @@ def measure(job, points, store, progress):
     # A scheme that ran as something else entirely is never reported as the scheme; that it loaded is a fact.
     wrong = refusal(job["expects"], session.kernels, job["engine_args"]["dtype"])
     measurers = Measurers(session, job, store)
-    for point in points:
+    # Asked again before each point: another run may have measured it while the engine started.
+    for [point] in store.unmeasured([point] for point in points):
         if wrong and point["stage"] != "load":
             keep(point, "invalid", [], wrong)
             continue
@@ -90,8 +92,9 @@ def start(job):
     """(session, None), or (None, (status, reason)) when the engine refuses for good. Anything else is a crash."""
     from quantbench.engine.session import Session
 
+    checkpoint = local_checkpoint(job["checkpoint_path"])
     try:
-        return Session(job["checkpoint_path"], job["engine_args"]), None
+        return Session(checkpoint, job["engine_args"]), None
     except Exception as error:
         # An engine core in a process of its own says the cause in the log only.
         failure = classify_failure(str(error)) or classify_failure(log_tail())

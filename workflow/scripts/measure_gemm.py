@@ -13,7 +13,7 @@ from quantbench.errors import UserError
 from quantbench.gpus import check_device
 from quantbench.jobs import job_options
 from quantbench.keys import canonical_json
-from quantbench.points import expand, missing_points
+from quantbench.points import check_versions, expand, missing_points
 from quantbench.progress import Progress
 from quantbench.provenance import finish, new_run
 from quantbench.store import write_atomically
@@ -38,6 +38,7 @@ def measure(job, store, points, progress):
     """
     run = new_run("measure_gemm", job)
     check_device(job["gpu_entry"], run["device_name"])
+    check_versions(points, run["versions"])
     os.environ.update(engine_environment(job["gpu_entry"]))
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     from quantbench.gemm.harness import Harness
@@ -45,9 +46,9 @@ def measure(job, store, points, progress):
     store.write_run(run)
     crashes = []
     with Harness("cuda" if job["gpu_entry"]["environment"] == "engine-cuda" else "cpu") as harness:
-        for layer in shuffled_layers(points):
+        for layer in store.unmeasured(shuffled_layers(points)):
             try:
-                for point, status, reason, rows, measured_s in outcomes(harness, layer):
+                for point, status, reason, rows, measured_s in outcomes(harness, layer, store):
                     store.write_point(
                         point["identity"],
                         status=status, reason=reason, rows=rows, run_id=run["run_id"], measured_s=measured_s,
@@ -69,12 +70,14 @@ def measure(job, store, points, progress):
         raise RuntimeError(f"{len(crashes)} layers crashed, see above; the first: {crashes[0]}")
 
 
-def outcomes(harness, layer):
+def outcomes(harness, layer, store):
     """(point, status, reason, rows, seconds) of each of a layer's points, which differ in their m alone."""
     by_m = {point["params"]["m"]: point for point in layer}
+    # Asked when its turn comes: another process may have measured it since this one began.
+    tokens = (m for m, point in by_m.items() if not store.has_point(point["key"]))
     first, params = layer[0], layer[0]["params"]
     measured = harness.measure(
-        params["n"], params["k"], list(by_m), params["dtype"], params["product"], first.get("format"),
+        params["n"], params["k"], tokens, params["dtype"], params["product"], first.get("format"),
         first.get("quantization_config"), first.get("contender"), params["repeats"],
     )  # fmt: skip
     for m, *outcome in measured:

@@ -19,6 +19,7 @@ from quantbench.load import read_token_ids
 from quantbench.points import check_versions, expand, missing_points
 from quantbench.progress import Progress
 from quantbench.provenance import finish, new_run
+from quantbench.scratch import local_checkpoint
 from quantbench.store import write_atomically
 from quantbench.supervise import supervised
 
@@ -66,8 +67,9 @@ def measure(job, missing, store, progress, log):
         run["measured_s"] += measured_s or 0
         progress.step()
 
+    checkpoint = local_checkpoint(job["checkpoint_path"])
     try:
-        with start_server(job["checkpoint_path"], job["engine_args"], log, job["gpu_entry"]) as server:
+        with start_server(checkpoint, job["engine_args"], log, job["gpu_entry"]) as server:
             server.wait_until_ready()
             run["engine_start_s"] = server.start_s
             run["kernels"] = server.kernels()
@@ -76,7 +78,9 @@ def measure(job, missing, store, progress, log):
                 for point in missing:
                     keep(point, "invalid", reason)
             else:
-                asyncio.run(measure_points(server, Path(job["checkpoint_path"]), missing, keep))
+                # Asked again before each point: another run may have measured it while the server started.
+                left = (point for [point] in store.unmeasured([point] for point in missing))
+                asyncio.run(measure_points(server, Path(checkpoint), left, keep))
     except EngineFailed as failure:
         for point in missing:
             keep(point, failure.status, failure.reason)

@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 
+from quantbench.cluster import placement, requests
 from quantbench.errors import UserError
 from quantbench.manifest import build_manifest
 from quantbench.plan import plan_text
@@ -18,7 +19,12 @@ def main(argv=None):
     parser.add_argument("--config", type=json.loads, required=True, help="the study's config as JSON")
     arguments = parser.parse_args(argv)
     study = load_study({"title": "-", **arguments.config})
-    print(plan_text(build_manifest(study), study.store))
+
+    def asked(rule, target, estimate):
+        gpu = None if rule == "quantize_model" else target[0]
+        return requests(placement(study.cluster, rule, gpu), estimate)[0]
+
+    print(plan_text(build_manifest(study), study.store, asked))
 
 
 if __name__ == "__main__":

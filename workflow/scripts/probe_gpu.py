@@ -15,7 +15,7 @@ from quantbench.errors import UserError
 from quantbench.gpus import check_device
 from quantbench.jobs import job_options
 from quantbench.keys import canonical_json
-from quantbench.points import expand
+from quantbench.points import check_versions, expand
 from quantbench.progress import Progress
 from quantbench.provenance import finish, new_run
 from quantbench.store import write_atomically
@@ -40,6 +40,7 @@ def probe(job, store, point):
     run = new_run("probe_gpu", job)
     entry = job["gpu_entry"]
     check_device(entry, run["device_name"])
+    check_versions([point], run["versions"])
     os.environ.update(engine_environment(entry))
     store.write_run(run)
     cuda = entry["environment"] == "engine-cuda"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from quantbench.errors import UserError
 from quantbench.jobs import job_options
-from quantbench.keys import canonical_json, key
+from quantbench.keys import canonical_json, file_sha256, key
+from quantbench.provenance import finish, new_run
 from quantbench.schemes import check_scheme_fits
 from quantbench.store import write_atomically
 from quantbench.supervise import supervised
@@ -53,7 +54,8 @@ def make_checkpoint(job, store):
 
     from quantbench.quantize import toolkit
 
-    record = {}
+    record, run = {}, new_run("quantize_model", job)
+    store.write_run(run)
     with store.new_folder("checkpoints", identity, record) as folder:
         started = time.monotonic()
         made = toolkit.quantize(model_path, recipe, calibration, texts, folder)
@@ -72,7 +74,10 @@ def make_checkpoint(job, store):
             # Linux counts the resident peak in KiB.
             peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             peak_device_memory_bytes=toolkit.peak_device_memory_bytes(),
+            # What a copy on a node is held to.
+            files={path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()},
         )
+    store.write_run(finish(run | {"measured_s": record["quantize_s"]}))
     print(
         f"[quantize_model {job['model']}/{job['scheme']}] {record['layers_quantized']} layers, "
         f"{record['bits_per_weight']:.3f} bits per weight, {record['quantize_s']:.1f} s",

@@ -23,8 +23,10 @@ def load_gpus(path):
     import jsonschema
     import yaml
 
+    from quantbench.validation import load_yaml
+
     try:
-        entries = yaml.safe_load(Path(path).read_text())
+        entries = load_yaml(Path(path).read_text())
     except OSError as error:
         raise UserError(f"{path}: cannot read the data sheets: {error.strerror}") from error
     except yaml.YAMLError as error:

@@ -8,23 +8,27 @@ import argparse
 import json
 from pathlib import Path
 
+from quantbench import scratch
 from quantbench.errors import UserError
 from quantbench.keys import canonical_json
-from quantbench.points import DEVICE_JOBS, GROUP_FIELDS, JOB_OF_STAGE, expand
+from quantbench.points import GROUP_FIELDS, JOB_OF_STAGE, expand, job_of
 from quantbench.schemes import compressed_tensors_config
 from quantbench.store import Store
 
 
-def build_jobs(manifest, store):
-    """{job name: {(gpu, model, scheme): job}} of the whole study; model and scheme are None for jobs of a whole gpu."""
+def build_jobs(manifest, store, only=None):
+    """{job name: {(gpu, model, scheme): job}} of the whole study; model and scheme are None for jobs of a whole gpu.
+
+    only  one target: nothing but its jobs, by whatever rule
+    """
     jobs = {name: {} for name in dict.fromkeys(JOB_OF_STAGE.values())}
     checkpoints = {(c["model"], c["scheme"]): c for c in manifest["checkpoints"]}
     for point in manifest["points"]:
-        name = JOB_OF_STAGE[point["stage"]]
-        variant = (None, None) if name in DEVICE_JOBS else (point["model"], point["scheme"])
-        target = (point["gpu"], *variant)
+        name, target = job_of(point)
+        if only and target != only:
+            continue
         if target not in jobs[name]:
-            jobs[name][target] = _new_job(manifest, store, *target, checkpoints.get(variant))
+            jobs[name][target] = _new_job(manifest, store, *target, checkpoints.get(target[1:]))
         _add(jobs[name][target], point["identity"], manifest, point["scheme"])
     for (gpu, model, scheme), job in jobs["measure_serving"].items():
         engine = jobs["measure_engine"][gpu, model, scheme]
@@ -61,9 +65,10 @@ def read_job(text, store):
     path, _, name = text.rpartition(":")
     rule, *target = name.split("/")
     manifest = json.loads(Path(path).read_text())
-    found = quantize_jobs(manifest, store) if rule == "quantize_model" else build_jobs(manifest, store).get(rule, {})
     width = 2 if rule == "quantize_model" else 3
     key = (*target, *[None] * (width - len(target)))
+    quantizing = rule == "quantize_model"
+    found = quantize_jobs(manifest, store) if quantizing else build_jobs(manifest, store, only=key).get(rule, {})
     if key not in found:
         raise UserError(f"--job: {path} has no job {name!r}")
     return found[key]
@@ -71,6 +76,8 @@ def read_job(text, store):
 
 def job_options(argv, description):
     """The command line of a script that runs one job: `job` (read_job), `store`, `output`, and `manifest`.
+
+    From here on the process writes only where a job may (scratch.py).
 
     manifest  path of the study's manifest, for its overall progress; None for a job that is given as JSON
     """
@@ -83,6 +90,7 @@ def job_options(argv, description):
     options.manifest = None if options.job.startswith("{") else options.job.rpartition(":")[0]
     options.store = Store(options.store)
     options.job = read_job(options.job, options.store)
+    scratch.isolate(options.job.get("gpu") or "quantize")
     return options
 
 

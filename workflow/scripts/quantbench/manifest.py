@@ -1,7 +1,7 @@
 """From a study to its manifest: every artefact and every point with its identity and key, before anything runs."""
 
 from quantbench.contenders import contender_identity, device_refusal
-from quantbench.environments import engine_versions, pins, toolkit_versions
+from quantbench.environments import engine_versions, scoring_versions, toolkit_versions
 from quantbench.errors import UserError
 from quantbench.keys import key
 from quantbench.points import PROTOCOL
@@ -22,7 +22,7 @@ def build_manifest(study):
             checkpoints.append(checkpoint(study, model, scheme))
     for gpu, entry in study.gpus.items():
         device = {"artefact": "point", "gpu": gpu, "epoch": entry["epoch"]}
-        versions = engine_versions(requirements(entry["environment"]))
+        versions = engine_versions(*environment(study, entry["environment"]))
         no_engine = engine_refuses(entry)
         if no_engine:
             skips.append({"stage": "probe", "gpu": gpu, "model": None, "scheme": None, "reason": no_engine})
@@ -64,6 +64,11 @@ def requirements(environment):
     return ROOT / "envs" / f"{environment}.txt"
 
 
+def environment(study, name):
+    """(pin file, the site's own entry or None) of an environment: what its versions are taken from."""
+    return requirements(name), study.cluster["environments"].get(name)
+
+
 def quantize_environment(study):
     """Name of the environment that quantizes: the CPU build unless the study has a GPU to quantize on."""
     cpu_only = all(entry["environment"].endswith("-cpu") for entry in study.gpus.values())
@@ -85,7 +90,7 @@ def checkpoint(study, model, scheme):
         "model": study.models[model]["key"],
         "recipe": recipe_identity(recipe),
         "calibration": calibration,
-        "versions": toolkit_versions(requirements(quantize_environment(study))),
+        "versions": toolkit_versions(*environment(study, quantize_environment(study))),
     }
     return {**entry, "key": key(identity), "identity": identity}
 
@@ -136,7 +141,7 @@ def _variant_points(study, gpu, variant, device, versions):
     """Points of one variant on one gpu that need the whole model: load, latency, throughput, serving, quality."""
     model, scheme, config = variant["model"], variant["scheme"], study.config
     common = device | {"checkpoint": variant["key"], "engine_args": engine_arguments(study, model, scheme)}
-    scoring = versions | {"lm_eval": pins(requirements(study.gpus[gpu]["environment"]))["lm-eval"]}
+    scoring = versions | scoring_versions(*environment(study, study.gpus[gpu]["environment"]))
 
     def points(stage, parameters, versions=versions, **labels):
         return [{**_point(stage, gpu, model, scheme, common, versions, p), **labels} for p in parameters]

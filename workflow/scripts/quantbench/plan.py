@@ -1,20 +1,24 @@
 """The plan: what the store lacks, why, and what it would cost in device time. Pure but for reading the store."""
 
-from statistics import median
-
-from quantbench.points import DEVICE_JOBS, JOB_OF_STAGE
+from quantbench.estimate import estimate_study, store_lacks
+from quantbench.points import DEVICE_JOBS, JOB_OF_STAGE, LOGIN_JOBS
 
 # Parameters that place a point within a sweep: where one differs it is another point, not a changed one.
 PLACE = ("batch_size", "input_tokens", "output_tokens", "load", "rate_per_s", "concurrency", "m", "n", "k", "task")
 
 
-def plan_text(manifest, store):
-    """The plan as text: checkpoints and points missing per gpu and variant with the reason, skips, estimated time."""
-    known = store.read_points()
+def plan_text(manifest, store, asked=None):
+    """The plan as text: checkpoints and points missing per gpu and variant with the reason, skips, time expected and asked.
+
+    asked  see device_lines
+    """
+    lacking = store_lacks(manifest, store)
     lines = [f"study {manifest['study']['study']}, store {store.root}"]
-    lines += _checkpoint_lines(manifest, store)
+    lines += _checkpoint_lines(manifest, lacking)
     unique = {point["key"]: point for point in manifest["points"]}
-    missing = [point for key, point in unique.items() if key not in known]
+    missing = [point for key, point in unique.items() if key in lacking]
+    # What is missing may be a point of the store changed; without that, other studies' points say nothing here.
+    known = store.read_points() if missing else {key: store.read_point(key) for key in unique}
     lines += ["", f"points: {len(unique) - len(missing)} of {len(unique)} measured, {len(missing)} missing"]
     groups, reason = {}, _reasons(manifest, store, known)
     for point in missing:
@@ -30,7 +34,8 @@ def plan_text(manifest, store):
     lines += _failure_lines(unique, known)
     for skip in manifest["skips"]:
         lines.append(f"  skipped: {skip['stage']} of {_who(skip)} on {skip['gpu']}: {skip['reason']}")
-    return "\n".join(lines + _time_lines(missing, known, store.read_runs()))
+    times = device_lines(estimate_study(manifest, store, lacking), asked)
+    return "\n".join([*lines, "", *(times or ["nothing to measure"])])
 
 
 def why_missing(identity, given_up):
@@ -90,10 +95,10 @@ def _changed_fields(old, new, place=""):
     return fields
 
 
-def _checkpoint_lines(manifest, store):
+def _checkpoint_lines(manifest, lacking):
     lines = []
     for entry in manifest["checkpoints"]:
-        if entry["quantized"] and not store.has_folder("checkpoints", entry["key"]):
+        if entry["quantized"] and entry["key"] in lacking:
             lines.append(f"  {entry['model']}/{entry['scheme']}: to be quantized")
     total = sum(entry["quantized"] for entry in manifest["checkpoints"])
     return ["", f"checkpoints: {total - len(lines)} of {total} quantized", *lines]
@@ -116,36 +121,31 @@ def _who(entry):
     return "/".join(filter(None, (entry["model"], entry["scheme"] or entry.get("contender")))) or "the device"
 
 
-def estimate(missing, known, runs):
-    """Device time of missing points: {gpu: (seconds, stages of which nothing like it has been measured)}.
+def duration(seconds):
+    """90 -> "1.5 minutes", 9000 -> "2.5 hours"."""
+    return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
-    Per point the median of what its stage's points took on that gpu before; per job the median of its engine starts.
+
+def device_lines(estimates, asked=None):
+    """One line per gpu: what its jobs are expected to take, how many there are, and what Slurm will be asked for.
+
+    estimates  {(rule, target): Estimate}
+    asked      function of (rule, target, Estimate) that gives the seconds Slurm is asked for; None: the estimate itself
     """
-    took, starts = {}, {}
-    for record in known.values():
-        if record["status"] == "ok" and record.get("measured_s") is not None:
-            took.setdefault((record["identity"]["gpu"], record["identity"]["stage"]), []).append(record["measured_s"])
-    for run in runs.values():
-        if run.get("engine_start_s") is not None:
-            starts.setdefault((run["gpu"], run["stage"]), []).append(run["engine_start_s"])
-    found = {}
-    for gpu in sorted({point["gpu"] for point in missing}):
-        seconds, unknown, jobs = 0.0, set(), set()
-        for point in (point for point in missing if point["gpu"] == gpu):
-            name = JOB_OF_STAGE[point["stage"]]
-            jobs.add((name, None, None) if name in DEVICE_JOBS else (name, point["model"], point["scheme"]))
-            if (gpu, point["stage"]) in took:
-                seconds += median(took[gpu, point["stage"]])
-            else:
-                unknown.add(point["stage"])
-        found[gpu] = seconds + sum(median(starts.get((gpu, name), [0.0])) for name, _, _ in jobs), unknown
-    return found
-
-
-def _time_lines(missing, known, runs):
-    lines = [""]
-    for gpu, (seconds, unknown) in estimate(missing, known, runs).items():
-        guess = f"about {seconds / 60:.1f} minutes" if seconds else "unknown"
-        extra = f"; nothing like it measured yet: {', '.join(sorted(unknown))}" if unknown else ""
-        lines.append(f"device time on {gpu}: {guess}{extra}")
-    return lines if missing else ["", "nothing to measure"]
+    places = {}
+    for (rule, target), estimate in estimates.items():
+        place = "the quantizing node" if rule == "quantize_model" else None if rule in LOGIN_JOBS else target[0]
+        if place:
+            places.setdefault(place, []).append((rule, target, estimate))
+    lines = []
+    for place in sorted(places, key=lambda name: (" " in name, name)):
+        jobs = places[place]
+        seconds = sum(estimate.seconds for *_, estimate in jobs)
+        hours = sum(asked(*job) if asked else job[-1].seconds for job in jobs) / 3600
+        guessed = sorted({name for *_, estimate in jobs for name in estimate.guessed})
+        basis = f"nothing like it measured yet: {', '.join(guessed)}" if guessed else "as measured before"
+        count = f"{len(jobs)} job{'s' * (len(jobs) > 1)}"
+        lines.append(
+            f"device time on {place}: about {duration(seconds)} in {count}; Slurm is asked for {hours:.1f} h; {basis}"
+        )
+    return lines

@@ -1,5 +1,7 @@
 """Points: their stages, and how a job's compact text unfolds into identities. Light, since every script imports it."""
 
+import os
+
 from quantbench.errors import UserError
 from quantbench.keys import key
 
@@ -34,6 +36,11 @@ JOB_OF_STAGE = {
 }
 # Jobs of a whole device; the others are of a variant on a device.
 DEVICE_JOBS = ("probe_gpu", "ask_support", "measure_gemm")
+# Jobs about a device that run where Snakemake does: they take none of its time.
+LOGIN_JOBS = ("ask_support",)
+# From so many points asked for in one folder of the store it is listed: on a network file system each look at one file is a
+# question to a server, a list is one for all.
+LISTED = 4
 # What tells a job's points apart, besides their parameters.
 GROUP_FIELDS = ("stage", "protocol", "versions", "format", "contender")
 
@@ -49,6 +56,30 @@ def expand(job):
     return points
 
 
+def job_of(point):
+    """(rule, target) of the job that makes a point of the manifest; target is (gpu, model, scheme), the last two None for jobs
+    of a whole device."""
+    name = JOB_OF_STAGE[point["stage"]]
+    return name, (point["gpu"], *((None, None) if name in DEVICE_JOBS else (point["model"], point["scheme"])))
+
+
+def lacking(keys, store):
+    """Those of these keys of points that the store lacks, as a set."""
+    shards, found = {}, set()
+    for key_ in keys:
+        shards.setdefault(store.point_path(key_).parent, []).append(key_)
+    for folder, asked in shards.items():
+        if len(asked) < LISTED:
+            found |= {key_ for key_ in asked if not store.has_point(key_)}
+            continue
+        try:
+            there = set(os.listdir(folder))
+        except FileNotFoundError:
+            there = set()
+        found |= {key_ for key_ in asked if store.point_path(key_).name not in there}
+    return found
+
+
 def missing_points(job, store):
     """The job's points that the store lacks."""
     return [point for point in expand(job) if not store.has_point(point["key"])]
@@ -61,4 +92,7 @@ def check_versions(points, installed):
             found = installed.get(name)
             # The CPU build of vLLM carries no local version of its own, torch's does.
             if found != version:
-                raise UserError(f"{name} {found} is installed, but the study's environment pins {version}; rebuild it")
+                raise UserError(
+                    f"{name} {found} is installed, but the study's environment pins {version}; rebuild it, or correct the "
+                    "`versions` that config/cluster.yaml states for it"
+                )

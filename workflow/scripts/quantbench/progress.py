@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from quantbench.console import say
-from quantbench.plan import estimate
+from quantbench.estimate import estimate_study, store_lacks
 
 
 class Progress:
@@ -20,7 +20,7 @@ class Progress:
         self.label, self.total, self.done = label, total, 0
         self.study_total = self.study_missing = self.study_left_s = 0
         if manifest and store and Path(manifest).exists():
-            self._look_at_study(json.loads(Path(manifest).read_text())["points"], store)
+            self._look_at_study(json.loads(Path(manifest).read_text()), store)
         self.begin()
 
     def say(self, text):
@@ -44,11 +44,10 @@ class Progress:
                 text += f", about {left_s / 60:.0f} min of measuring left"
         self.say(text)
 
-    def _look_at_study(self, points, store):
-        """Points of the study, those missing, and what they would take, judged by those of it that are measured."""
-        unique = {point["key"]: point for point in points}
-        known = {key: record for key in unique if (record := store.read_point(key))}
-        missing = [point for key, point in unique.items() if key not in known]
-        self.study_total, self.study_missing = len(unique), len(missing)
-        runs = {run_id: run for run_id in {r["run_id"] for r in known.values()} if (run := store.read_run(run_id))}
-        self.study_left_s = sum(seconds for seconds, _ in estimate(missing, known, runs).values())
+    def _look_at_study(self, manifest, store):
+        """Points of the study, those missing, and what their jobs would take, judged by what is measured."""
+        keys, lacking = {point["key"] for point in manifest["points"]}, store_lacks(manifest, store)
+        self.study_total, self.study_missing = len(keys), len(keys & lacking)
+        # Not from other studies: a device that is waiting must not read a whole store.
+        estimates = estimate_study(manifest, store, lacking, elsewhere=False)
+        self.study_left_s = sum(estimate.seconds for estimate in estimates.values())

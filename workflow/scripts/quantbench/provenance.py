@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+import resource
 import subprocess
 import uuid
 from datetime import UTC, datetime
@@ -42,6 +44,8 @@ def new_run(stage, job):
         "points_measured": 0,
         "measured_s": 0.0,
         "host": platform.node(),
+        "peak_memory_bytes": None,
+        **allocation(),
         "log": os.environ.get("QUANTBENCH_LOG"),
     }
 
@@ -49,7 +53,49 @@ def new_run(stage, job):
 def finish(run):
     """Stamp the end of a run; returns the same record."""
     run["ended_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+    # This process and the largest of those that it waited for; Linux counts in KiB.
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    run["peak_memory_bytes"] = 1024 * sum(resource.getrusage(one).ru_maxrss for one in who)
     return run
+
+
+def allocation():
+    """What Slurm gave this process: job, partition, node, and since when (UTC, ISO 8601); null outside of Slurm.
+
+    The allocation runs from before this process, while Snakemake starts: its hours are counted from then (usage.py).
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    found = {"slurm_job": job, "slurm_partition": None, "slurm_node": None, "allocated_at": None}
+    if job is None:
+        return found
+    told = _scontrol(job)
+    # Snakemake's inner srun forwards no variable of the allocation; Slurm sets those of its own step anew.
+    found["slurm_partition"] = os.environ.get("SLURM_JOB_PARTITION") or told.get("Partition")
+    found["slurm_node"] = os.environ.get("SLURMD_NODENAME") or told.get("NodeList")
+    since = os.environ.get("SLURM_JOB_START_TIME")
+    known = since and since.isdigit()
+    start = datetime.fromtimestamp(int(since), UTC) if known else _local_time(told.get("StartTime"))
+    found["allocated_at"] = start and start.isoformat(timespec="seconds")
+    return found
+
+
+def _scontrol(job):
+    """{field: text} of what slurmctld says of a job; empty where it cannot be asked."""
+    try:
+        answer = subprocess.run(
+            ["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True, timeout=30, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", answer))
+
+
+def _local_time(text):
+    """Slurm prints local time without a zone."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (TypeError, ValueError):
+        return None
 
 
 def installed_versions():

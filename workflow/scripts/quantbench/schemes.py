@@ -32,12 +32,14 @@ def load_schemes(folder):
     """Every scheme of a folder as {name: scheme}; raises UserError naming file, key and nearest valid key."""
     import yaml
 
+    from quantbench.validation import load_yaml
+
     schemes = {}
     for path in sorted(Path(folder).glob("*.yaml")):
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", path.stem):
             raise UserError(f"{path}: a scheme's name has only lower-case letters, digits and dashes")
         try:
-            scheme = yaml.safe_load(path.read_text())
+            scheme = load_yaml(path.read_text())
         except yaml.YAMLError as error:
             raise UserError(f"{path}: not valid YAML: {error}") from error
         check_scheme(scheme, path)

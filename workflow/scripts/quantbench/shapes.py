@@ -16,8 +16,10 @@ def load_shapes(path):
     import jsonschema
     import yaml
 
+    from quantbench.validation import load_yaml
+
     try:
-        entries = yaml.safe_load(Path(path).read_text())
+        entries = load_yaml(Path(path).read_text())
     except OSError as error:
         raise UserError(f"{path}: cannot read the shapes: {error.strerror}") from error
     except yaml.YAMLError as error:

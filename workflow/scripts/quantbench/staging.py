@@ -15,7 +15,7 @@ from pathlib import Path
 from quantbench import sources
 from quantbench.console import say
 from quantbench.errors import UserError
-from quantbench.keys import key
+from quantbench.keys import file_sha256, key
 from quantbench.store import write_atomically
 
 
@@ -32,6 +32,9 @@ def stage(job, store, pins=sources.PINS):
                 _download(job, identity["commit"], folder)
             else:
                 _copy(job, identity, folder)
+            # What a copy on a node is held to; of a local source they are the identity.
+            if job["hub"] and kind == "model":
+                record["files"] = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
             if kind == "dataset":
                 record["splits"] = {path.stem: count_rows(path, job) for path in sorted(folder.glob("*.jsonl"))}
     return entry_key, store.folder(f"{kind}s", entry_key)

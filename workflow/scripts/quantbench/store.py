@@ -1,6 +1,7 @@
 """The store: expensive, content-keyed, shared by studies. Nothing in it is a Snakemake output.
 
 store/points/ab/abcd....json        one measured point: identity, status, reason, rows, run_id, measured_s
+store/claims/abcd...                a process is about to measure this point; a hint, which nothing depends on
 store/runs/<run_id>.json            one process that measured points: the provenance of its rows
 store/checkpoints/abcd.../          a quantized checkpoint and its quantbench.json
 store/models/abcd.../               a staged model and its quantbench.json
@@ -48,8 +49,45 @@ class Store:
         paths = (self.root / "points").glob("*/[0-9a-f]*.json")
         return {path.stem: json.loads(path.read_text()) for path in paths}
 
+    def unmeasured(self, groups):
+        """Yield of each group of points those that the store lacks, asked for right before they are measured.
+
+        groups  lists of points ({"key", ...}) that are measured together
+
+        Where several processes have the same points to measure, they share them: groups that another has claimed come
+        last and in reverse, and only what it has not finished by then: the two meet somewhere in the middle. So a claim
+        that a killed process left behind delays nothing and is never wrong.
+        """
+        claimed_by_others = []
+        for group in groups:
+            left = [point for point in group if not self.has_point(point["key"])]
+            # Not `all` of a generator: each of the group's points has to be claimed.
+            if left and not all([self._claim(point["key"]) for point in left]):
+                claimed_by_others.append(left)
+            elif left:
+                yield left
+        for group in claimed_by_others:
+            if left := [point for point in reversed(group) if not self.has_point(point["key"])]:
+                yield left
+
+    def _claim(self, point_key):
+        """Whether no other process has claimed the point."""
+        path = self._claim_path(point_key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(path, "x"):
+                return True
+        except FileExistsError:
+            return False
+
+    def _claim_path(self, point_key):
+        return self.root / "claims" / point_key
+
     def write_point(self, identity, *, status, rows, run_id, reason=None, measured_s=None):
         """Keep one measured point. `rows` are dicts without keys; build_tables adds gpu, model, scheme and run_id.
+
+        Of two processes that measured one point at the same time the first to end wins: what a table or a report was
+        made from does not change.
 
         Raises ValueError for an unknown status, or a status other than ok without a reason.
         """
@@ -59,7 +97,10 @@ class Store:
             raise ValueError(f"a point that is {status} needs a reason")
         record = {"identity": identity, "status": status, "reason": reason, "rows": rows, "run_id": run_id}
         record["measured_s"] = measured_s
-        write_atomically(self.point_path(key(identity)), canonical_json(record))
+        text = canonical_json(record)
+        if not self.has_point(key(identity)):
+            write_atomically(self.point_path(key(identity)), text)
+        self._claim_path(key(identity)).unlink(missing_ok=True)
 
     def write_failure(self, identity, failure, run_id):
         """Keep a point that another run's (status, reason) decides."""
@@ -119,7 +160,10 @@ class Store:
 
 
 def write_atomically(path, text):
-    """Write text under a temporary name beside `path`, flush it to disk, rename it into place."""
+    """Write text under a temporary name beside `path`, flush it to disk, rename it into place.
+
+    Raises OSError, which always names a file: of a full disk the system itself says only that there is one.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -129,5 +173,7 @@ def write_atomically(path, text):
             file.flush()
             os.fsync(file.fileno())
         partial.rename(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantbench import sources
+from quantbench.cluster import load_cluster
 from quantbench.contenders import load_contenders
 from quantbench.errors import UserError
 from quantbench.gpus import load_gpus
@@ -32,6 +33,7 @@ class Study:
     schemes: dict
     shapes: dict
     contenders: dict
+    cluster: dict
     models: dict = field(default_factory=dict)
     datasets: dict = field(default_factory=dict)
 
@@ -52,13 +54,15 @@ def load_study(config, root=ROOT):
         raise UserError("no study: pass --configfile config/<study>.yaml")
     check(config, SCHEMA, "the study's config")
     resolved = with_defaults(config, json.loads(SCHEMA.read_text()))
+    gpus = load_gpus(root / "config" / "gpus.yaml")
     study = Study(
         config=resolved,
         store=Store(resolved["store"]),
-        gpus=load_gpus(root / "config" / "gpus.yaml"),
+        gpus=gpus,
         schemes=load_schemes(root / "config" / "schemes"),
         shapes=load_shapes(root / "config" / "shapes.yaml"),
         contenders=load_contenders(root / "config" / "kernels.yaml"),
+        cluster=load_cluster(root / "config" / "cluster.yaml", gpus),
     )
     faults = _reference_faults(study) or _source_faults(study) or _length_faults(study)
     if faults:

@@ -15,6 +15,7 @@ Linux only. Imports the standard library and psutil, nothing heavier.
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import psutil
 
+from quantbench import scratch
 from quantbench.console import say
 from quantbench.errors import UserError
 
@@ -38,6 +40,7 @@ def supervised(main):
     Exits with what main returned or passed to sys.exit, 1 after a traceback, 2 for a UserError (shown as one line
     "error: ..."), and 128 + N when signal N ended it or SIGTERM's 143 when an ancestor died.
     """
+    scratch.announce()
     ancestors = watched_ancestors()
     ends = {s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -63,6 +66,10 @@ def _run(main):
         return 2
     except Exception as error:
         traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" for {error.filename}" if error.filename else ""
+            say(f"error: {error.strerror}{where}: make room and run the same command again")
+            return 1
         first_line = (str(error).splitlines() or [""])[0]
         say(f"error: {type(error).__name__}: {first_line}; the whole log: {os.environ.get('QUANTBENCH_LOG', 'above')}")
         return 1
@@ -80,6 +87,8 @@ def _supervise(child, ancestors, ends):
             _say("the process that started this job is gone: ending the job")
             status = 128 + signal.SIGTERM
     kill_descendants(ends, GRACE_S)
+    # Nobody is left to write into it.
+    scratch.remove()
     return status
 
 

@@ -4,13 +4,16 @@ A job exists only while the store lacks something that it makes. Its output is a
 which is removed as soon as the store lacks something again: the store alone decides what runs.
 """
 
+import functools
+import shlex
 from pathlib import Path
 
-from quantbench import jobs, sources
-from quantbench.environments import environment_folder
+from quantbench import cluster, jobs, sources
+from quantbench.environments import check_brought, environment_folder, interpreter
+from quantbench.estimate import estimate_study
 from quantbench.keys import canonical_json, key
 from quantbench.manifest import build_manifest, quantize_environment, requirements
-from quantbench.points import JOB_OF_STAGE, missing_points
+from quantbench.points import JOB_OF_STAGE, job_of, lacking
 from quantbench.study import load_study
 
 # Pointer of each rule's job, below results/<study>/; its wildcards name the job.
@@ -34,6 +37,9 @@ class Workflow:
 
     def __init__(self, config):
         self.study = load_study(config)
+        for name in self.environments:
+            if name in self.study.cluster["environments"]:
+                check_brought(name, self.study.cluster["environments"][name])
         self.store = self.study.store
         self.results = Path("results") / self.study.name
         self.report = Path("reports") / f"{self.study.name}.html"
@@ -45,7 +51,7 @@ class Workflow:
             self.manifest = build_manifest(self.study)
             self.jobs |= jobs.build_jobs(self.manifest, self.store)
             self.jobs["quantize_model"] = jobs.quantize_jobs(self.manifest, self.store)
-        self._missing = {}
+        self._missing, self._lacking = {}, None
 
     # --- environments -------------------------------------------------------------------------------------------------
 
@@ -76,6 +82,38 @@ class Workflow:
         """Folder of an environment; its name carries a digest of what it pins."""
         return environment_folder([requirements(name)])
 
+    def ready(self, name):
+        """Stamps that say an environment is built; none of one that the site brings."""
+        return [] if name in self.study.cluster["environments"] else [f"{self.environment(name)}/ready"]
+
+    def interpreter(self, name, scripts):
+        """The words of a shell command that end in an environment's Python."""
+        brought = self.study.cluster["environments"].get(name)
+        return interpreter(name, requirements(name), brought, [self.store.root], self.study.cluster["scratch"], scripts)
+
+    # --- the cluster ------------------------------------------------------------------------------------------------------
+
+    def resources(self, name, attempt, estimated, **wildcards):
+        """{Snakemake resource: value or None} that a job asks a cluster for; `estimated`: time and memory by estimate, too."""
+        estimate = self.estimates.get((name, self._target(name, wildcards))) if estimated else None
+        return cluster.resources(self.study.cluster, name, wildcards.get("gpu"), estimate, attempt)
+
+    @functools.cached_property
+    def estimates(self):
+        """{(rule, target): estimate.Estimate} of the jobs that have work."""
+        return estimate_study(self.manifest, self.store) if self.planned else {}
+
+    def misfits(self, attempts):
+        """Sentences on the jobs that do not fit the site's limits."""
+        return cluster.misfits(self.study.cluster, self.estimates, attempts)
+
+    def node_variables(self):
+        """Environment variables of every job on a node (scratch.py), as words of a shell command."""
+        settings = self.study.cluster
+        variables = {"QUANTBENCH_SCRATCH": settings["scratch"] or "", "QUANTBENCH_CACHE": self.results / "cache"}
+        variables |= {"QUANTBENCH_COPY_CHECKPOINTS": "1"} if settings["copy_checkpoints"] else {}
+        return " ".join(f"{name}={shlex.quote(str(value))}" for name, value in variables.items())
+
     # --- jobs and their pointers ------------------------------------------------------------------------------------------
 
     def pattern(self, name):
@@ -88,6 +126,7 @@ class Workflow:
     def pointers(self, *names):
         """Pointers of all jobs of these rules (of every measuring rule and quantize_model, if none is named) that have work."""
         names = names or ("quantize_model", *POINT_JOBS)
+        self._look_at_all()
         return [
             self.pointer(name, target) for name in names for target in self.jobs[name] if self.missing(name, target)
         ]
@@ -97,7 +136,7 @@ class Workflow:
         if (name, target) not in self._missing:
             job = self.jobs[name][target]
             if name in POINT_JOBS:
-                found = [point["key"] for point in missing_points(job, self.store)]
+                found = [key for key in self._point_keys[name, target] if self._lacks(key)]
             else:
                 kind = {"stage_model": "models", "stage_dataset": "datasets", "quantize_model": "checkpoints"}[name]
                 identity = job["identity"]
@@ -115,6 +154,7 @@ class Workflow:
         Snakemake alone would not see it: it never looks at the params of a job below one that has to run, nor at those
         of a pointer that it has no record of.
         """
+        self._look_at_all()
         for name, found in self.jobs.items():
             for target in found:
                 if self.missing(name, target):
@@ -149,6 +189,22 @@ class Workflow:
         return canonical_json({name: value for name, value in self.study.config.items() if name != "title"})
 
     # --- inside -----------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _point_keys(self):
+        """{(rule, target): keys of its points}, each key once."""
+        found = {}
+        for point in self.manifest["points"]:
+            found.setdefault(job_of(point), {})[point["key"]] = None
+        return found
+
+    def _look_at_all(self):
+        """Ask the store for every point of the study at once; a job's own Snakemake asks for a few of them."""
+        if self._lacking is None and self.planned:
+            self._lacking = lacking({point["key"] for point in self.manifest["points"]}, self.store)
+
+    def _lacks(self, point_key):
+        return not self.store.has_point(point_key) if self._lacking is None else point_key in self._lacking
 
     def _staging_jobs(self):
         def job(kind, entry, tiny):

@@ -10,6 +10,8 @@ def engine_environment(gpu_entry):
         "HF_DATASETS_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_COLOR": "0",
+        # One node is enough: a node without a network has no other address, and none other should listen.
+        "VLLM_HOST_IP": "127.0.0.1",
     }
     if gpu_entry["environment"].endswith("-cpu"):
         cores = len(os.sched_getaffinity(0))
