@@ -20,11 +20,13 @@ slurm-test:
 	@env=$$($(PYTHON) workflow/scripts/build_env.py envs/workflow.txt envs/test.txt) && \
 	PATH="$$PWD/$$env/bin:$$PATH" bash tests/run -m slurm
 
-# Matrix products against torch.utils.benchmark, and everything else against one `vllm bench` command per point, on the
-# same plan; before them, how long Snakemake takes to plan studies of many jobs. Measures; asserts nothing about time.
+# How often the report would be wrong, by simulation; how long Snakemake takes to plan studies of many jobs; matrix products
+# against torch.utils.benchmark; and everything else against one `vllm bench` command per point, on the same plan. Measures;
+# asserts nothing about time.
 bench:
 	@env=$$($(PYTHON) workflow/scripts/build_env.py envs/workflow.txt envs/test.txt) && \
 	engine=$$($$env/bin/python workflow/scripts/build_env.py envs/engine-cpu.txt) && \
+	$$env/bin/python tests/bench/error_rates.py && \
 	PATH="$$PWD/$$env/bin:$$PATH" python tests/bench/scale.py && \
 	$$engine/bin/python tests/bench/gemm.py --json reports/bench-gemm.json && \
 	PATH="$$PWD/$$env/bin:$$PATH" python tests/bench/run.py

@@ -1,6 +1,7 @@
 """quantbench: which quantization format, on which GPU, for this model and this load?
 
 snakemake                        the study of config/config.yaml, from download to report
+snakemake schemes | support      what each scheme needs; what each device does with it
 snakemake plan                   what is missing, why, and what it would cost
 snakemake usage                  device hours that the runs used, and what a rerun would cost
 snakemake staging                all that needs the network

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from forks import Forks
 from quantbench.engine.settings import engine_environment
+from slurm_cluster import slurm, slurm_with_accounting  # noqa: F401 (fixtures)
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 

@@ -1,4 +1,4 @@
-"""Tables made row by row, of one gpu and one model, for tests of what is concluded from them."""
+"""Made-up tables of one gpu and model, filled scheme by scheme, for tests of comparisons and decisions."""
 
 import json
 

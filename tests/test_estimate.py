@@ -147,9 +147,9 @@ def test_without_evidence_every_job_is_a_guess(manifest):
     }
     assert {estimate.basis for estimate in found.values()} == {"guess"}
     engine = found["measure_engine", BF16]
-    # load, latency, throughput, accuracy, perplexity
-    assert engine.points == 5 and engine.seconds > engine.start_s > 0 and engine.memory_bytes > 1e9
-    assert engine.guessed == ("accuracy", "engine start", "latency", "perplexity", "process", "throughput")
+    # load, latency, throughput, accuracy, perplexity, reference
+    assert engine.points == 6 and engine.seconds > engine.start_s > 0 and engine.memory_bytes > 1e9
+    assert engine.guessed == ("accuracy", "engine start", "latency", "perplexity", "process", "reference", "throughput")
 
 
 def test_only_what_is_lacking_is_counted(manifest):
@@ -233,6 +233,9 @@ def test_the_store_corrects_the_rule_and_another_study_helps(tmp_path):
     for point in manifest["points"]:
         if point["stage"] != "accuracy":
             store.write_point(point["identity"], status="ok", rows=[{}], run_id="r", measured_s=2.0)
+        if point["stage"] == "reference":
+            with store.new_folder("references", point["identity"], {}):
+                pass
     store.write_run(run(run_id="r"))
     assert len(store_lacks(manifest, store)) == 3  # two accuracies, one checkpoint
     before = estimate_study(manifest, store)
@@ -251,12 +254,19 @@ def test_a_store_is_asked_for_one_point_or_for_many(tmp_path):
     store = Store(tmp_path)
     # two letters name a folder of the store: one key in "ab", five in "cd"
     keys = ["ab" + "0" * 62, *("cd" + str(number) * 62 for number in range(5))]
-    assert lacking(keys, store) == set(keys)
+    points = [{"key": key, "stage": "load"} for key in keys]
+    assert lacking(points, store) == set(keys)
     for key in (keys[0], keys[1], keys[4]):
         path = store.point_path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
     # a point that is being written has another name
     (path.parent / f".{keys[2]}.json.partial").write_text("")
-    assert lacking(keys, store) == {keys[2], keys[3], keys[5]}
-    assert lacking([keys[0]], store) == set() and lacking([], store) == set()
+    assert lacking(points, store) == {keys[2], keys[3], keys[5]}
+    assert lacking(points[:1], store) == set() and lacking([], store) == set()
+    # the baseline's distributions are files beside their point, and others need them
+    reference = {"key": keys[0], "stage": "reference"}
+    store.point_path(keys[0]).write_text('{"status": "ok"}')
+    assert lacking([reference], store) == {keys[0]}
+    store.point_path(keys[0]).write_text('{"status": "unsupported"}')
+    assert lacking([reference], store) == set()

@@ -14,7 +14,8 @@ from workflow_study import CONFIG, LENGTHS, base_study, needs_environments, wait
 pytestmark = [pytest.mark.workflow, needs_environments]
 
 # The base study's engine stages alone, of one variant.
-ENGINE_ONLY = {name: CONFIG[name] for name in CONFIG if name not in ("kernels", "serving", "accuracy", "perplexity")}
+OTHERS = ("kernels", "serving", "accuracy", "perplexity", "fidelity")
+ENGINE_ONLY = {name: CONFIG[name] for name in CONFIG if name not in OTHERS}
 ENGINE_ONLY |= {"schemes": ["bf16"]}
 LONG = [{"input_tokens": 512, "output_tokens": 1024}]
 

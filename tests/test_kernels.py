@@ -162,6 +162,22 @@ def test_a_method_without_a_kernel_is_named_and_not_guessed():
     assert verdict("w4a16", None, True) is None
 
 
+@pytest.mark.parametrize(
+    ("held", "rounds", "computes"),
+    [
+        ("Int8Tensor", None, "w8a16-int8"),
+        ("Int8Tensor", "kwargs", "w8a8-int8"),
+        ("Float8Tensor", "kwargs", "w8a8-fp8"),
+        ("Int4TilePackedTo4dTensor", None, "w4a16"),
+        ("AffineQuantizedTensor", None, None),
+    ],
+)
+def test_torchao_is_told_by_the_tensor_that_holds_the_weight(held, rounds, computes):
+    weight = instance(held, act_quant_kwargs=rounds)
+    found = describe_layer(LinearBase(quant_method=instance("TorchAOLinearMethod"), weight=weight))
+    assert found == {"kernel": f"TorchAOLinearMethod ({held})", "computes": computes, "quantized": True}
+
+
 def test_the_worker_extension_reports_its_model():
     worker = KernelReporter()
     worker.model_runner = SimpleNamespace(model=Model(o_proj=unquantized()))

@@ -71,6 +71,9 @@ def keep(manifest, store, wanted=lambda point: True, **record):
         if wanted(each):
             given = {"status": "ok", "rows": [], "run_id": "r", "measured_s": 2.0} | record
             store.write_point(each["identity"], **given)
+            if each["stage"] == "reference":
+                with store.new_folder("references", each["identity"], {}):
+                    pass
 
 
 def missing_lines(text):
@@ -88,13 +91,14 @@ def test_an_empty_store_lacks_everything_and_nothing_is_known_of_time(config):
     manifest, store = study_of(config)
     text = plan_text(manifest, store)
     assert "checkpoints: 0 of 1 quantized" in text and "tiny/rtn-int4: to be quantized" in text
-    # 1 probe + 2 support + 9 gemm + 2 variants x (load, latency, throughput, accuracy, perplexity, 2 serving)
-    assert "points: 0 of 26 measured, 26 missing" in text
+    # 1 probe + 2 support + 9 gemm + 2 variants x (load, latency, throughput, accuracy, perplexity, 2 serving, and either
+    # the distributions of the baseline or the distance from them)
+    assert "points: 0 of 28 measured, 28 missing" in text
     assert {why for _, why in missing_lines(text).values()} == {"new"}
     [cpu, quantizing] = [line for line in text.splitlines() if line.startswith("device time on ")]
     # probe, gemm, and an engine and a server for each of two variants; asking for support is done without the device
-    assert re.match(r"device time on cpu: about \d+\.\d minutes in 6 jobs; Slurm is asked for \d+\.\d h; ", cpu)
-    assert "nothing like it measured yet: accuracy, engine start, gemm, latency" in cpu
+    assert re.match(r"device time on cpu: about \d+\.\d minutes in 6 jobs; `--profile slurm` asks for \d+\.\d h; ", cpu)
+    assert "nothing like it measured yet: accuracy, engine start, fidelity, gemm, latency" in cpu
     assert quantizing.startswith("device time on the quantizing node: about") and "in 1 job;" in quantizing
     assert not store.root.exists()
 
@@ -106,7 +110,7 @@ def test_a_full_store_lacks_nothing(config):
     with store.new_folder("checkpoints", made["identity"], {}):
         pass
     text = plan_text(manifest, store)
-    assert "points: 26 of 26 measured, 0 missing" in text and "nothing to measure" in text
+    assert "points: 28 of 28 measured, 0 missing" in text and "nothing to measure" in text
     assert missing_lines(text) == {}
 
 
@@ -140,7 +144,7 @@ def test_a_failed_point_is_measured_and_its_reason_is_shown(config):
     failed = {"status": "unsupported", "reason": "no kernel", "measured_s": None}
     keep(manifest, store, lambda point: point["scheme"] == "rtn-int4" and point["stage"] != "gemm", **failed)
     text = plan_text(manifest, store)
-    assert "unsupported: cpu tiny/rtn-int4, 7 points: no kernel" in text
+    assert "unsupported: cpu tiny/rtn-int4, 8 points: no kernel" in text
     assert missing_lines(text) == {("cpu", "gemm"): (4, "new")}
 
 
@@ -164,13 +168,13 @@ def test_hours_are_summed_per_gpu_as_expected_and_as_asked_for():
     asked = {"measure_engine": 7200, "measure_serving": 14400, "quantize_model": 3600}
     assert device_lines(estimates, lambda rule, target, estimate: asked[rule]) == [
         # 1800 + 5400 s are 2 h; 2 + 4 h
-        "device time on a100: about 2.0 hours in 2 jobs; Slurm is asked for 6.0 h;"
+        "device time on a100: about 2.0 hours in 2 jobs; `--profile slurm` asks for 6.0 h;"
         " nothing like it measured yet: engine start, serving",
         # twice half an hour; twice 2 h
-        "device time on h200: about 60.0 minutes in 2 jobs; Slurm is asked for 4.0 h; as measured before",
-        "device time on the quantizing node: about 30.0 minutes in 1 job; Slurm is asked for 1.0 h; as measured before",
+        "device time on h200: about 60.0 minutes in 2 jobs; `--profile slurm` asks for 4.0 h; as measured before",
+        "device time on the quantizing node: about 30.0 minutes in 1 job; `--profile slurm` asks for 1.0 h; as measured before",
     ]
     # without a cluster's limits, what is expected
-    assert "Slurm is asked for 2.0 h" in device_lines(estimates)[0]
+    assert "asks for 2.0 h" in device_lines(estimates)[0]
     assert device_lines({}) == []
     assert (duration(90), duration(9000)) == ("1.5 minutes", "2.5 hours")

@@ -16,6 +16,8 @@ from quantbench.points import JOB_OF_STAGE, PROTOCOL, check_versions, expand, mi
 from quantbench.study import ROOT, load_study
 from workflow_study import CONFIG
 
+COMPARED_WITH = {"reference": "fidelity"}
+
 
 @pytest.fixture
 def config(tmp_path):
@@ -87,7 +89,8 @@ def test_a_raised_protocol_costs_exactly_its_stage(config, monkeypatch, stage):
     raised = manifest_of(config)
     for other in PROTOCOL:
         same = keys(raised, other) == keys(plain, other)
-        assert same == (other != stage), other
+        # What is compared with the baseline's distributions has their key in its own.
+        assert same == (other not in (stage, COMPARED_WITH.get(stage))), other
         assert same or not keys(raised, other) & keys(plain, other)
 
 
@@ -123,6 +126,9 @@ def test_a_changed_description_of_a_device_or_a_scheme_costs_nothing(config, roo
         (lambda c: c["accuracy"][0].update(questions=9), {"accuracy"}),
         (lambda c: c["serving"].update(seed=1), {"serving"}),
         (lambda c: c["perplexity"][0].update(documents=5), {"perplexity"}),
+        (lambda c: c["fidelity"][0].update(top_k=9), {"reference", "fidelity"}),
+        # A second start of the baseline has everything again that needs the whole model, but the distributions.
+        (lambda c: c.update(noise_floor=True), set(PROTOCOL) - {"probe", "support", "gemm", "reference"}),
         (lambda c: c["kernels"].update(tokens=[2]), {"gemm"}),
         (lambda c: c["kernels"].update(products=["linear", "relu_linear"]), {"gemm"}),
         (lambda c: c["kernels"].update(tensor_parallel_size=2), {"gemm"}),
@@ -197,7 +203,7 @@ def test_what_a_gpu_cannot_run_is_skipped_before_anything_starts(config):
     }
     assert {skip["gpu"] for skip in found["skips"] if skip.get("contender")} == {"v100"}
     for gpu, scheme in refused:
-        asked = {"load", "gemm", "latency", "throughput", "serving", "accuracy", "perplexity"}
+        asked = {"load", "gemm", "latency", "throughput", "serving", "accuracy", "perplexity", "fidelity"}
         assert {stage for g, s, stage in skips if (g, s) == (gpu, scheme)} == asked
         stages = {p["stage"] for p in found["points"] if (p["gpu"], p["scheme"]) == (gpu, scheme)}
         assert stages == {"support"}

@@ -17,13 +17,14 @@ from forks import Forks
 from quantbench import schemes
 from quantbench.errors import UserError
 from quantbench.keys import key
+from quantbench.prequantized import check_claims
 from quantbench.quantize import checkpoint
 from quantbench.store import Store
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "workflow" / "scripts"
 SCHEMES = schemes.load_schemes(ROOT / "config" / "schemes")
-TOOLKIT_SCHEMES = [name for name, scheme in SCHEMES.items() if scheme["toolkit"] != "none"]
+TOOLKIT_SCHEMES = [name for name, scheme in SCHEMES.items() if scheme["toolkit"] == "llmcompressor"]
 
 
 def identity_of(scheme, versions, samples=8):
@@ -124,7 +125,9 @@ def check(name, function, *arguments):
 
 model = toolkit.load_model(path)
 check("no target", toolkit.layers_to_quantize, model, ["re:.*no_such_layer"], [])
-check("head", toolkit.layers_to_quantize, model, ["Linear"], ["re:.*no_such_layer"])
+check("head", toolkit.layers_to_quantize, model, ["Linear"], [])
+check("no ignore", toolkit.layers_to_quantize, model, ["Linear"], ["lm_head", "re:.*no_such_layer"])
+check("nothing left", toolkit.layers_to_quantize, model, ["re:.*mlp"], ["re:.*_proj"])
 check("head meant", toolkit.layers_to_quantize, model, ["lm_head"], [])
 check("slip", toolkit.layers_to_quantize, model, ["Linear"], ["lm_haed"])
 weights = load_file(path / "model.safetensors")
@@ -182,25 +185,61 @@ def quantize(toolkit, tmp_path):
     return run
 
 
-# 4 bits and a 16-bit scale per 128: 4.125; with 4-bit zero points 4.15625; nvfp4: 4 + 8/16 and one float32 a layer;
-# int8: one 16-bit scale per row of 256 (8.0625) or of 768 (8.02); fp8: one 16-bit scale per 128 x 128.
-BITS = {
-    "rtn-int4": (4.125, 4.125),
-    "gptq-int4": (4.125, 4.125),
-    "awq-int4": (4.15625, 4.15625),
-    "int8-smoothquant": (8.02, 8.07),
-    "fp8-block": (8 + 16 / 128**2, 8 + 16 / 128**2),
-    "nvfp4": (4.5, 4.501),
-}
+# Every scheme in one process, since importing the toolkit takes longer than a scheme; each with its own error, if any.
+EVERY = """
+import json, sys
+import quantize_model
+jobs, store, output = json.loads(sys.stdin.read()), *sys.argv[1:]
+said = {}
+for name, job in jobs.items():
+    try:
+        quantize_model.main([f"--job={json.dumps(job)}", f"--store={store}", f"--output={output}/{name}.json"])
+        said[name] = json.load(open(f"{output}/{name}.json"))
+    except Exception as error:
+        said[name] = {"error": repr(error)}
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def made(model, versions, toolkit, tmp_path_factory):
+    """{scheme: its pointer} of every scheme that the toolkit makes."""
+    folder = tmp_path_factory.mktemp("made")
+    jobs = {name: job_of(name, model, versions) for name in TOOLKIT_SCHEMES}
+    done = toolkit("-c", EVERY, folder / "store", folder, input=json.dumps(jobs), timeout_s=900)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def bits(scheme):
+    """(least, most) stored bits per weight of the random model, by arithmetic: numbers, scales and zero points.
+
+    4 bits and a 16-bit scale per 128: 4.125; with 4-bit zero points 4.15625; nvfp4: 4 + 8/16 and a float32 a layer; mxfp4:
+    4 + 8/32; a 16-bit scale per row of 256 (8.0625) or of 768 (8.02); fp8 blocks: one per 128 x 128; a whole tensor: 8.
+    """
+    weights = scheme["format"]["weights"]
+    own = weights["num_bits"]
+    if weights["strategy"] == "channel":
+        return own + 16 / 768, own + 16 / 256
+    if weights["strategy"] == "tensor":
+        return own, own + 16 / (128 * 256)
+    if weights["strategy"] == "block":
+        return own + 16 / 128**2, own + 16 / 128**2
+    scale = {"torch.float8_e4m3fn": 8, "torch.uint8": 8}.get(weights.get("scale_dtype"), 16)
+    # Native layouts store zero points of symmetric numbers, too.
+    zeros = 0 if weights["symmetric"] and "layout" not in scheme else own
+    found = own + (scale + zeros) / weights["group_size"]
+    # a float32 for each whole tensor, the smallest of which is 128 x 256
+    return found, found + (32 / (128 * 256) if weights["strategy"] == "tensor_group" else 0)
 
 
 @pytest.mark.quantize
 @pytest.mark.parametrize("name", TOOLKIT_SCHEMES)
-def test_every_scheme_makes_a_checkpoint(name, model, versions, quantize):
-    done, record = quantize(job_of(name, model, versions))
-    assert done.returncode == 0, done.stderr
+def test_every_scheme_makes_a_checkpoint(name, made, model):
+    record, scheme = made[name], SCHEMES[name]
+    assert "error" not in record
     folder = Path(record["path"])
-    low, high = BITS[name]
+    low, high = bits(scheme)
     assert low <= record["bits_per_weight"] <= high
     # 2 layers of q, k, v, o, gate, up, down
     assert record["layers_quantized"] == 14
@@ -209,18 +248,66 @@ def test_every_scheme_makes_a_checkpoint(name, model, versions, quantize):
     assert record["bytes"] < 2 * record["parameters"]
     assert record["peak_memory_bytes"] > record["bytes"] and record["quantize_s"] > 0
     if record["sqnr_db"] is not None:
-        # a 4-bit group of Gaussian weights keeps 19 to 21 dB, fp8 31 dB; GPTQ gives up some of it for the outputs' sake
-        assert len(record["sqnr_db"]) == 14 and all(10 < ratio < 40 for ratio in record["sqnr_db"].values())
-    # the toolkit inferred the layout that the kernel stage builds without a checkpoint
-    config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    assert config["format"] == schemes.format_name(SCHEMES[name]["format"])
-    assert "lm_head.weight" in checkpoint.tensors(folder)
+        # a 4-bit group of Gaussian weights keeps 18 to 21 dB, fp8 31 dB, int8 40 to 44 dB; GPTQ gives up some of it for the
+        # outputs' sake
+        assert len(record["sqnr_db"]) == 14 and all(10 < ratio < 50 for ratio in record["sqnr_db"].values())
+    config, tensors = json.loads((folder / "config.json").read_text()), checkpoint.tensors(folder)
+    # What is held against checkpoints of others is true of our own.
+    check_claims(scheme, config, tensors, json.loads((model / "config.json").read_text()))
+    described = config["quantization_config"]
+    if "layout" not in scheme:
+        # the toolkit inferred the layout that the kernel stage builds without a checkpoint
+        assert described["format"] == schemes.format_name(scheme["format"])
+    if "kv_cache" in scheme:
+        assert described["kv_cache_scheme"]["num_bits"] == 8
+        assert {"model.layers.1.self_attn.k_scale", "model.layers.1.self_attn.v_scale"} <= set(tensors)
+    assert "lm_head.weight" in tensors
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-    assert list(recipe["default_stage"]["default_modifiers"]) == schemes.modifier_names(SCHEMES[name])
+    assert list(recipe["default_stage"]["default_modifiers"]) == schemes.modifier_names(scheme)
     for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (folder / file).read_bytes() == (model / file).read_bytes()
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.iterdir())
-    assert [path.name for path in folder.parent.iterdir()] == [record["key"]]
+
+
+# Dequantizes a checkpoint of each layout with nothing of the project: numbers by shifting, one position at a time.
+SAME_WEIGHTS = """
+import json, sys
+import torch
+from safetensors.torch import load_file
+
+def numbers(packed, order=range(8)):
+    found = torch.stack([packed >> 4 * order.index(i) & 15 for i in range(8)], -1)
+    return found.reshape(*packed.shape[:-1], -1)
+
+def compressed(tensors, layer):
+    weight, scale = numbers(tensors[layer + ".weight_packed"]), tensors[layer + ".weight_scale"].double()
+    zero = tensors.get(layer + ".weight_zero_point")
+    zero = torch.full(scale.shape, 8) if zero is None else numbers(zero.T.contiguous()).T
+    return (weight - zero.repeat_interleave(128, 1)) * scale.repeat_interleave(128, 1)
+
+def native(tensors, layer, awq):
+    order = [0, 2, 4, 6, 1, 3, 5, 7] if awq else list(range(8))
+    packed = tensors[layer + ".qweight"]
+    weight = numbers(packed, order) if awq else numbers(packed.T.contiguous()).T
+    zero = numbers(tensors[layer + ".qzeros"], order) + (0 if awq else 1)
+    scale = tensors[layer + ".scales"].double()
+    return ((weight - zero.repeat_interleave(128, 0)) * scale.repeat_interleave(128, 0)).T
+
+one, other = (load_file(path + "/model.safetensors") for path in sys.argv[1:3])
+layers = [name.removesuffix(".weight_packed") for name in one if name.endswith(".weight_packed")]
+same = [torch.equal(compressed(one, layer), native(other, layer, sys.argv[3] == "awq")) for layer in layers]
+plain = [torch.equal(one[name], other[name]) for name in one if name in other]
+print(json.dumps([len(layers), all(same), len(plain), all(plain)]))
+"""
+
+
+@pytest.mark.quantize
+@pytest.mark.parametrize("layout", ["gptq", "awq"])
+def test_native_layouts_hold_the_same_weights(layout, made, toolkit):
+    paths = [made[name]["path"] for name in (f"{layout}-int4", f"{layout}-int4-native")]
+    done = toolkit("-c", SAME_WEIGHTS, *paths, layout)
+    # embedding, head, and the norms: 2 a layer and the last
+    assert done.returncode == 0 and json.loads(done.stdout) == [14, True, 7, True], done.stderr
 
 
 @pytest.mark.quantize
@@ -250,7 +337,11 @@ def test_what_the_toolkit_does_not_check(model, toolkit, tmp_path):
     done = toolkit("-c", CHECKS, shutil.copytree(model, tmp_path / "model"))
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
-    assert said["no target"].startswith("UserError: targets ['re:.*no_such_layer']")
+    assert said["no target"].startswith("UserError: targets: 're:.*no_such_layer' is no linear layer of the model")
+    assert said["no ignore"].startswith("UserError: ignore: 're:.*no_such_layer' is no linear layer of the model")
+    assert said["nothing left"].startswith(
+        "UserError: targets ['re:.*mlp'] without ignore ['re:.*_proj'] leave no layer"
+    )
     assert said["head"].startswith("UserError: lm_head would be quantized too")
     assert said["head meant"] == "{'lm_head': (2048, 256)}"
     assert "no linear layer of the model; did you mean 'lm_head'?" in said["slip"]

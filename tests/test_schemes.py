@@ -1,4 +1,4 @@
-"""The schemes that come along, what is refused in a scheme, and what is refused for a model."""
+"""The schemes that come along, and what is refused in a scheme."""
 
 import json
 
@@ -7,18 +7,9 @@ import pytest
 import yaml
 from quantbench import schemes
 from quantbench.errors import UserError
+from quantbench.keys import key
 
 FOLDER = schemes.SCHEMA.parents[2] / "config" / "schemes"
-
-# The tiny model: hidden 256, 4 heads of 64, 2 KV heads, MLP 768.
-TINY = {
-    "hidden_size": 256,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 768,
-    "vocab_size": 2048,
-}
 
 
 @pytest.fixture(scope="module")
@@ -31,23 +22,87 @@ def load(tmp_path, scheme, name="mine"):
     return schemes.load_schemes(tmp_path)[name]
 
 
-def test_the_schemes_that_come_along(shipped):
-    assert {name: scheme["computes"] for name, scheme in shipped.items()} == {
-        "bf16": "bf16",
-        "int8-smoothquant": "w8a8-int8",
-        "rtn-int4": "w4a16",
-        "gptq-int4": "w4a16",
-        "awq-int4": "w4a16",
-        "fp8-block": "w8a8-fp8",
-        "nvfp4": "w4a4-fp4",
-        "int8-online": "w8a16-int8",
+# The first 16 digits of each recipe's key before schemes shared base settings: another one would make every checkpoint of
+# everybody's store anew.
+KEYS = {
+    "bf16": "52bc433bcc7385e2",
+    "int8-smoothquant": "f201944890adc25d",
+    "rtn-int4": "953932a0c19d12eb",
+    "gptq-int4": "bdb8c01c2ea30ac7",
+    "awq-int4": "8d1e9abd7dadb931",
+    "fp8-block": "27ce4a2bb12d1673",
+    "nvfp4": "111e432c43dd1eab",
+}
+
+
+def test_shared_base_settings_leave_recipes_as_they_were(shipped):
+    assert {name: key(schemes.recipe_identity(shipped[name]))[:16] for name in KEYS} == KEYS
+
+
+@pytest.mark.parametrize(
+    ("computes", "names"),
+    [
+        (
+            "w8a8-fp8",
+            {"fp8-dynamic", "fp8-static", "fp8-block", "fp8-dynamic-kv8", "fp8-online", "torchao-float8-rowwise"},
+        ),
+        ("w8a8-int8", {"int8-rtn", "int8-gptq", "int8-smoothquant", "torchao-int8-dynamic"}),
+        ("w8a16-int8", {"int8-weight-only", "torchao-int8-weight-only", "int8-online"}),
+        ("w4a16", {"rtn-int4", "gptq-int4", "gptq-int4-g64", "gptq-int4-g32", "gptq-int4-unordered", "awq-int4"}),
+        ("w4a16", {"awq-int4-symmetric", "gptq-int4-native", "awq-int4-native", "torchao-int4-weight-only"}),
+        ("w4a8", {"gptq-int4-a8"}),
+        ("w4a8-fp8", {"gptq-int4-fp8"}),
+        ("w4a4-fp4", {"nvfp4"}),
+        ("w4a16-fp4", {"nvfp4a16"}),
+        ("w4a4-mxfp4", {"mxfp4"}),
+        ("w4a16-nf4", {"nf4-bitsandbytes"}),
+    ],
+)
+def test_the_schemes_that_come_along(shipped, computes, names):
+    assert names <= {name for name, scheme in shipped.items() if scheme["computes"] == computes}
+
+
+def test_what_data_free_schemes_need_no_rows_for(shipped):
+    free = {
+        name for name, scheme in shipped.items() if scheme["toolkit"] == "llmcompressor" and not scheme["calibrated"]
     }
-
-
-def test_all_but_data_free_rounding_is_calibrated(shipped):
-    assert {name for name, scheme in shipped.items() if scheme["calibrated"]} == {
-        "int8-smoothquant", "gptq-int4", "awq-int4", "nvfp4",
+    assert free == {
+        "fp8-dynamic", "fp8-block", "int8-rtn", "int8-weight-only", "rtn-int4", "rtn-int4-asymmetric", "nvfp4a16", "mxfp4",
+        "mxfp4a16",
     }  # fmt: skip
+
+
+def test_schemes_of_a_family_differ_in_one_thing(shipped):
+    def changed(name, other):
+        one, two = schemes.recipe_identity(shipped[name]), schemes.recipe_identity(shipped[other])
+        return {key for key in one | two if one.get(key) != two.get(key)}
+
+    assert changed("gptq-int4", "gptq-int4-g32") == {"format"}
+    assert changed("gptq-int4", "gptq-int4-unordered") == {"modifiers"}
+    assert changed("gptq-int4", "gptq-int4-native") == {"layout"}
+    assert changed("int8-gptq", "int8-smoothquant") == {"modifiers"}
+    assert changed("fp8-dynamic", "fp8-dynamic-kv8") == {"kv_cache"}
+    sizes = {name: shipped[name]["format"]["weights"]["group_size"] for name in ("gptq-int4-g64", "gptq-int4-g32")}
+    assert sizes == {"gptq-int4-g64": 64, "gptq-int4-g32": 32}
+
+
+def test_a_scheme_says_only_what_it_changes(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "rtn.yaml").write_text((FOLDER / "base" / "llmcompressor.yaml").read_text())
+    numbers = "{num_bits: 4, type: int, strategy: group, group_size: 128, symmetric: true, dynamic: false}"
+    (tmp_path / "base" / "four.yaml").write_text(
+        f"extends: rtn\nformat:\n  weights: {numbers}\n  input_activations: null\ncomputes: w4a16\n"
+    )
+    (tmp_path / "mine.yaml").write_text("extends: four\ndescription: Mine.\nformat:\n  weights: {group_size: 64}\n")
+    weights = schemes.load_schemes(tmp_path)["mine"]["format"]["weights"]
+    assert weights == {**yaml.safe_load(numbers), "group_size": 64}
+    (tmp_path / "mine.yaml").write_text("extends: fuor\n")
+    with pytest.raises(UserError, match=r"mine.yaml: extends is 'fuor'; valid are: four, rtn"):
+        schemes.load_schemes(tmp_path)
+    (tmp_path / "base" / "rtn.yaml").write_text("extends: four\n")
+    (tmp_path / "mine.yaml").write_text("extends: four\n")
+    with pytest.raises(UserError, match="extends goes round in a circle: four -> rtn"):
+        schemes.load_schemes(tmp_path)
 
 
 def test_the_schema_is_closed_and_describes_every_key():
@@ -56,8 +111,8 @@ def test_the_schema_is_closed_and_describes_every_key():
     seen = []
 
     def walk(node):
-        for name, key in node.get("properties", {}).items():
-            assert key.get("description"), name
+        for name, described in node.get("properties", {}).items():
+            assert described.get("description"), name
             seen.append(name)
         if "properties" in node:
             assert node["additionalProperties"] is False
@@ -85,6 +140,9 @@ def test_the_schema_is_closed_and_describes_every_key():
         ({"targets": []}, ["targets is empty"]),
         ({"format": None}, ["format must say"]),
         ({"toolkit": "none"}, ["modifiers must be [] when toolkit is none"]),
+        ({"toolkit": "prequantized"}, ["modifiers must be [] when toolkit is prequantized"]),
+        ({"layout": "exllama"}, ["layout is 'exllama'; valid are: 'compressed-tensors', 'gptq', 'awq', 'fp8'"]),
+        ({"layout": "fp8"}, ["layout fp8 is only read"]),
         ({"engine_args": {"quantisation": "fp8"}}, ["engine_args", "did you mean 'quantization'?"]),
     ],
 )
@@ -124,6 +182,24 @@ def test_a_group_without_a_size_is_refused(shipped, tmp_path):
         load(tmp_path, scheme)
 
 
+def test_a_layout_holds_only_what_its_tool_makes(shipped, tmp_path):
+    with pytest.raises(UserError, match="layout gptq holds symmetric integer weights in groups"):
+        load(tmp_path, {**shipped["awq-int4"], "layout": "gptq"})
+    with pytest.raises(UserError, match="layout awq holds 4-bit integer weights in groups"):
+        load(tmp_path, {**shipped["int8-rtn"], "layout": "awq"})
+
+
+def test_layers_may_be_left_alone_only_by_what_quantizes(shipped, tmp_path):
+    assert shipped["fp8-online"]["ignore"] == shipped["torchao-int8-dynamic"]["ignore"] == ["lm_head"]
+    with pytest.raises(UserError, match=r"ignore must be \[\] when toolkit is none"):
+        load(tmp_path, {**shipped["bf16"], "ignore": ["lm_head"]})
+
+
+def test_scales_of_the_cache_need_data(shipped, tmp_path):
+    with pytest.raises(UserError, match="calibrated must be true"):
+        load(tmp_path, {**shipped["fp8-dynamic-kv8"], "calibrated": False})
+
+
 def test_a_name_that_is_no_slug_is_refused(shipped, tmp_path):
     with pytest.raises(UserError, match="lower-case"):
         load(tmp_path, shipped["bf16"], name="BF_16")
@@ -149,14 +225,17 @@ def test_what_does_not_change_the_bytes_is_not_in_the_identity(shipped):
 
 def test_format_names(shipped):
     names = {name: schemes.format_name(scheme["format"]) for name, scheme in shipped.items() if scheme["format"]}
-    assert names == {
+    wanted = {
         "int8-smoothquant": "int-quantized",
-        "rtn-int4": "pack-quantized",
-        "gptq-int4": "pack-quantized",
+        "int8-weight-only": "pack-quantized",
         "awq-int4": "pack-quantized",
+        "gptq-int4-a8": "pack-quantized",
+        "fp8-static": "float-quantized",
         "fp8-block": "float-quantized",
         "nvfp4": "nvfp4-pack-quantized",
+        "mxfp4a16": "mxfp4-pack-quantized",
     }
+    assert names | wanted == names
 
 
 def test_compressed_tensors_config_is_a_copy(shipped):
@@ -166,70 +245,3 @@ def test_compressed_tensors_config_is_a_copy(shipped):
     assert config["config_groups"]["group_0"]["targets"] == ["Linear"] and config["ignore"] == ["lm_head"]
     config["config_groups"]["group_0"]["weights"]["num_bits"] = 2
     assert scheme["format"]["weights"]["num_bits"] == 4
-
-
-# --- fitting a model ------------------------------------------------------------------------------------------------
-
-
-def test_shapes_of_grouped_query_attention():
-    layers = schemes.linear_layers(TINY)
-    # 4 heads of 256 / 4 = 64 give 256 outputs, 2 KV heads 128
-    assert layers["model.layers.3.self_attn.q_proj"] == (256, 256)
-    assert layers["model.layers.3.self_attn.v_proj"] == (128, 256)
-    assert layers["model.layers.0.mlp.down_proj"] == (256, 768)
-    assert layers["lm_head"] == (2048, 256)
-    assert len(layers) == 4 * 7 + 1
-
-
-def test_a_head_size_of_its_own_decides():
-    # as in Qwen3: 4 heads of 128 give 512 although hidden is 256
-    assert schemes.linear_layers({**TINY, "head_dim": 128})["model.layers.0.self_attn.o_proj"] == (256, 512)
-
-
-def test_every_scheme_fits_the_tiny_model(shipped):
-    for scheme in shipped.values():
-        schemes.check_scheme_fits(scheme, TINY)
-
-
-def test_a_group_that_does_not_divide_is_refused_with_those_that_do(shipped):
-    # 704 = 64 * 11, and 256 = 64 * 4: 64 divides all, 128 not 704
-    with pytest.raises(UserError) as error:
-        schemes.check_scheme_fits(shipped["gptq-int4"], {**TINY, "intermediate_size": 704})
-    assert "group_size 128 does not divide mlp.down_proj (704 input features)" in str(error.value)
-    assert "16, 32, 64;" in str(error.value) and "gate_proj" not in str(error.value)
-
-
-def test_an_ignored_layer_need_not_fit(shipped):
-    scheme = {**shipped["gptq-int4"], "ignore": ["lm_head", r"re:.*\.down_proj$"]}
-    schemes.check_scheme_fits(scheme, {**TINY, "intermediate_size": 704})
-
-
-def test_blocks_have_to_end_inside_a_fused_layer_only(shipped):
-    # k_proj of one KV head of 64 ends in the middle of a block of 128, and v_proj follows it in the fused layer
-    with pytest.raises(UserError, match=r"block_structure 128 does not divide self_attn.k_proj \(64 output features\)"):
-        schemes.check_scheme_fits(shipped["fp8-block"], {**TINY, "num_key_value_heads": 1})
-    schemes.check_scheme_fits(shipped["fp8-block"], {**TINY, "num_key_value_heads": 4})
-
-
-def test_activation_groups_have_to_fit_too(shipped):
-    with pytest.raises(UserError, match="format.input_activations.group_size 128"):
-        schemes.check_scheme_fits(shipped["fp8-block"], {**TINY, "intermediate_size": 704})
-
-
-def test_another_architecture_is_left_to_the_toolkit(shipped):
-    schemes.check_scheme_fits(shipped["gptq-int4"], {"n_embd": 100})
-
-
-@pytest.mark.parametrize(
-    ("name", "patterns", "matches"),
-    [
-        ("lm_head", ["lm_head"], True),
-        ("model.lm_head", ["lm_head"], False),
-        ("model.layers.0.mlp.up_proj", ["re:.*mlp"], True),
-        ("model.layers.0.mlp.up_proj", ["re:mlp"], False),  # anchored at the start, as re.match is
-        ("anything", ["Linear"], True),
-        ("anything", [], False),
-    ],
-)
-def test_layer_names_match_as_in_compressed_tensors(name, patterns, matches):
-    assert schemes.names_layer(name, patterns) == matches

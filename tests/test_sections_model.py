@@ -2,9 +2,9 @@
 
 import polars as pl
 import pytest
-import yaml
 from quantbench.gpus import load_gpus
 from quantbench.roofline import gemm_bytes
+from quantbench.schemes import load_schemes
 from quantbench.sections_model import NVFP4, TARGET, _best_words, _kv_bytes, _where_it_went, decode_rows, fp4_projection
 from quantbench.study import ROOT
 
@@ -211,7 +211,7 @@ def test_only_where_products_were_timed():
 
 
 def test_the_format_and_the_device_are_those_of_the_configs():
-    scheme = yaml.safe_load((ROOT / "config" / "schemes" / "nvfp4.yaml").read_text())
+    scheme = load_schemes(ROOT / "config" / "schemes")["nvfp4"]
     assert NVFP4["weights"].items() <= scheme["format"]["weights"].items() and scheme["ignore"] == ["lm_head"]
     assert gemm_bytes(1, 128, 64, NVFP4) == 4996
     sheet = load_gpus(ROOT / "config" / "gpus.yaml")[TARGET]

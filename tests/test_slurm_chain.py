@@ -12,7 +12,6 @@ import pytest
 import yaml
 from quantbench.cluster import load_cluster
 from slurm.cluster import GPUS
-from slurm_cluster import slurm  # noqa: F401 (a fixture)
 from workflow_study import CONFIG, ROOT, Checkout, needs_environments
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slurm, needs_environments]
@@ -79,7 +78,7 @@ def blocks(language=""):
 
 
 @pytest.fixture(scope="module")
-def ran(slurm, tmp_path_factory):  # noqa: F811
+def ran(slurm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page") / "quantbench"
     Checkout.of_working_tree(folder)
     page = Page(folder, slurm)

@@ -4,7 +4,7 @@ import re
 
 import psutil
 import pytest
-from slurm_cluster import read_job, running_cluster, slurm_with_accounting  # noqa: F401 (a fixture)
+from slurm_cluster import read_job, running_cluster
 from workflow_study import wait_until
 
 pytestmark = pytest.mark.slurm
@@ -14,7 +14,7 @@ def submit(cluster, *options, command="sleep 60"):
     return int(cluster.run("sbatch", "--parsable", f"--chdir={cluster.folder}", *options, f"--wrap={command}"))
 
 
-def test_jobs_get_gpus_of_their_type_and_are_recorded(slurm_with_accounting):  # noqa: F811
+def test_jobs_get_gpus_of_their_type_and_are_recorded(slurm_with_accounting):
     cluster = slurm_with_accounting
     command = "echo devices $CUDA_VISIBLE_DEVICES; sleep 2"
     # a node has two, so both jobs run at once and see different ones
@@ -34,14 +34,16 @@ def test_jobs_get_gpus_of_their_type_and_are_recorded(slurm_with_accounting):  #
         submit(cluster, "-p", "h100", "--gres=gpu:h200:1")
 
 
-def test_clusters_live_side_by_side_and_leave_no_process(tmp_path, slurm_with_accounting):  # noqa: F811
+def test_clusters_live_side_by_side_and_leave_no_process(tmp_path_factory, slurm_with_accounting):
+    folder = tmp_path_factory.mktemp("other")
+
     def processes():
         found = []
         for process in psutil.process_iter(["cmdline"]):
-            found += [process.pid] if any(str(tmp_path) in word for word in process.info["cmdline"] or []) else []
+            found += [process.pid] if any(str(folder) in word for word in process.info["cmdline"] or []) else []
         return found
 
-    with running_cluster(tmp_path / "other") as other:
+    with running_cluster(folder / "cluster") as other:
         job = submit(other, "-p", "a100", "--gres=gpu:a100:1", "--mem=100")
         other.wait(lambda jobs: jobs[job].state == "RUNNING", 60, "the job runs")
         other.daemon("stop", "slurmctld")

@@ -15,8 +15,7 @@ import pytest
 import yaml
 from workflow_study import CONFIG, Checkout, needs_environments, wait_until
 
-pytest_plugins = ["slurm_cluster"]
-pytestmark = [pytest.mark.workflow, needs_environments]
+pytestmark = [pytest.mark.workflow, pytest.mark.slurm, needs_environments]
 
 KERNELS_ONLY = {name: CONFIG[name] for name in ("study", "title", "store", "models", "datasets", "engine")}
 # 5 products of the tiny model at each number of tokens; repeats that give a fault the time to hit a job.

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import yaml
 from quantbench.environments import engine_versions, scoring_versions, toolkit_versions
-from slurm_cluster import slurm, slurm_with_accounting  # noqa: F401 (fixtures)
 from workflow_study import CONFIG, ROOT, Checkout, needs_environments
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slurm, needs_environments]
@@ -85,7 +84,7 @@ def can_wall():
     return shutil.which("ip") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
-def test_the_whole_chain_on_nodes_without_home_network_or_room_to_write(slurm, tmp_path, request):  # noqa: F811
+def test_the_whole_chain_on_nodes_without_home_network_or_room_to_write(slurm, tmp_path, request):
     """With interpreters of the site's own and copies of checkpoints; afterwards scratch is empty, and an edit costs nothing."""
     if not can_wall():
         pytest.skip("needs root, unshare and ip, to take a job its network and its file system")
@@ -129,7 +128,7 @@ def test_the_whole_chain_on_nodes_without_home_network_or_room_to_write(slurm, t
     assert not again.new and not again.jobs.keys() - {"all"} and len(slurm.jobs()) == before
 
 
-def test_habits_of_sites_account_qos_and_constraint_and_what_is_asked_for(slurm_with_accounting, tmp_path):  # noqa: F811
+def test_habits_of_sites_account_qos_and_constraint_and_what_is_asked_for(slurm_with_accounting, tmp_path):
     """Partition per type, one partition with types, and features; time, memory and cores; then what does not fit."""
     cluster = slurm_with_accounting
     cluster.run("sacctmgr", "-i", "add", "qos", "long")

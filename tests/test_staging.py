@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars
 import pytest
+import task_data
 import yaml
 from fake_hub import FakeHub
 from forks import Forks
@@ -341,6 +342,7 @@ def test_snakemake_stages_from_the_hub_and_is_offline_ever_after(tmp_path, hub, 
     repository.commit(files)
     shipped = {path.name: path for pattern in MODEL_FILES for path in (RESOURCES / "model").glob(pattern)}
     hub.model("org/small").commit({name: path.read_bytes() for name, path in shipped.items()})
+    task_data.serve(hub)
     # A checkout of its own: pins, pointers and Snakemake's records are the test's.
     tree = tmp_path / "tree"
     for name in ("workflow", "config", "envs", "profiles", "resources"):
@@ -355,7 +357,7 @@ def test_snakemake_stages_from_the_hub_and_is_offline_ever_after(tmp_path, hub, 
         "gpus": ["cpu"],
         "datasets": [{"name": "sums", "source": "hf://openai/gsm8k", "subset": "main"}],
         "latency": {"batch_sizes": [1], "lengths": [{"input_tokens": 16, "output_tokens": 4}]},
-        "accuracy": [{"task": "gsm8k", "dataset": "sums", "questions": 1, "shots": 2}],
+        "accuracy": [{"task": "gsm8k", "dataset": "sums", "questions": 1, "shots": 2}, {"task": "arc_easy"}],
     }
     (tree / "config/mine.yaml").write_text(yaml.safe_dump(config))
 
@@ -369,6 +371,7 @@ def test_snakemake_stages_from_the_hub_and_is_offline_ever_after(tmp_path, hub, 
     assert set(json.loads((tree / "config/pins.json").read_text())) == {
         "model hf://org/small",
         "dataset hf://openai/gsm8k",
+        "task arc_easy of lm-eval 0.4.13",
     }
 
     # The hub moves on and then goes away; every job is known, since the commits are pinned and the config is in the store.

@@ -50,7 +50,7 @@ def test_a_valid_config_has_its_defaults_filled_in(config):
     study = load_study(config)
     assert study.config["repeats"]["confidence"] == 0.95
     assert study.config["engine"]["dtype"] == "bfloat16"
-    assert study.config["accuracy"][0]["shots"] == 5
+    assert study.config["accuracy"][0]["shots"] is None and study.config["accuracy"][0]["fewshot_split"] == "train"
     assert study.datasets["sums"]["config"] == {"splits": {"test": 20, "train": 50}}
 
 
@@ -80,7 +80,24 @@ BAD = {
     "confidence of one": (["repeats"], {"confidence": 1.0}, ["repeats.confidence", "less than 1"]),
     "unknown scheme": (["schemes"], ["bf16", "gptq-int5"], ["'gptq-int5'", "did you mean 'gptq-int4'"]),
     "unknown gpu": (["gpus"], ["h20"], ["'h20'", "did you mean 'h200'"]),
-    "unknown task": (["accuracy", 0, "task"], "gsm8", ["accuracy[0].task", "'gsm8k'"]),
+    "no name of a task": (["accuracy", 0, "task"], "gsm 8k", ["accuracy[0].task", "'gsm 8k'", "is not a name"]),
+    "no file of a task": (["accuracy", 0, "task"], "mine.yaml", ["accuracy[0].task", "no file 'mine.yaml'"]),
+    "neither task nor data": (["perplexity", 0], {"documents": 3}, ["perplexity[0]", "task", "dataset"]),
+    "a split of a task's own": (
+        ["accuracy", 0],
+        {"task": "arc_easy", "split": "test"},
+        ["accuracy[0].split", "leave it out"],
+    ),
+    "a template that the model lacks": (
+        ["accuracy", 0, "chat_template"],
+        True,
+        ["accuracy[0].chat_template", "has none"],
+    ),
+    "texts as long as the context": (
+        ["fidelity"],
+        [{"dataset": "sums", "documents": 1, "max_tokens": 4096}],
+        ["fidelity[0].max_tokens", "4096"],
+    ),
     "unknown dtype": (["engine"], {"dtype": "bf16"}, ["engine.dtype", "'bf16'", "'bfloat16'"]),
     "unknown data set": (["accuracy", 0, "dataset"], "sum", ["accuracy[0].dataset", "'sum'", "did you mean 'sums'"]),
     "unknown split": (["perplexity", 0, "split"], "tets", ["perplexity[0]", "'tets'", "did you mean 'test'"]),

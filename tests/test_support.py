@@ -223,8 +223,8 @@ def test_the_output_heads_method_is_no_disagreement_about_linear_layers():
 
 
 def test_a_load_point_tells_its_kernels_before_there_are_tables():
-    manifest = study({"h100": cuda("9.0")})
-    point = {"gpu": "h100", "scheme": "gptq-int4"}
+    manifest = study({"h100": cuda("9.0")}) | {"models": {"tiny": {"config": {}}}}
+    point = {"gpu": "h100", "model": "tiny", "scheme": "gptq-int4"}
     kernels = [
         {"layer_kind": "qkv_proj", "count": 2, "kernel": "MacheteLinearKernel", "computes": "w4a16", "quantized": True}
     ]

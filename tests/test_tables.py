@@ -65,6 +65,9 @@ def test_rows_are_counted(tables):
     assert len(rows(tables, "serving", **wanted)) == 3 * REQUESTS
     assert len(rows(tables, "accuracy", **wanted)) == 2 * QUESTIONS
     assert len(rows(tables, "perplexity", **wanted)) == DOCUMENTS
+    # the baseline's own, which the others are compared with
+    assert [row["kl_divergence"] for row in rows(tables, "fidelity", **wanted)] == [None] * DOCUMENTS
+    assert {row["start"] for table in ("kernels", "serving", "accuracy") for row in rows(tables, table)} == {1}
     assert len(rows(tables, "kernels", **wanted, stage="engine")) == 2
     assert len(rows(tables, "kernels", **wanted, stage="server")) == 2
     assert len(rows(tables, "gemm", **wanted, layer="lm_head")) == 2 * 3
@@ -203,6 +206,7 @@ def test_serving_points_that_the_engine_decided_name_no_server(study):
     store.write_run(store.read_run(run_id) | {"kernels": kernels})
     for other in manifest["points"]:
         if other["stage"] == "serving" and (other["gpu"], other["scheme"]) == ("cpu", "bf16"):
+            store.point_path(other["key"]).unlink()
             store.write_failure(other["identity"], ("invalid", "ran unquantized"), run_id)
     tables = build_tables(manifest, store)
     wanted = {"gpu": "cpu", "model": serving["model"], "scheme": "bf16"}
@@ -268,6 +272,7 @@ def test_written_tables_read_back_and_csv_says_the_same(tmp_path, tables):
             found = list(csv.DictReader(file))
         assert len(found) == len(frame)
         assert list(found[0]) == frame.columns
+    # the last table's
     assert found[0]["negative_log_likelihood"] == str(frame["negative_log_likelihood"][0])
 
 

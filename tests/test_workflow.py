@@ -27,10 +27,10 @@ def checkout(base, tmp_path):
     return base.copy(tmp_path / "quantbench")
 
 
-def edit(path, old, new):
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
+def smaller_groups(checkout, scheme):
+    """Groups of 64 instead of the 128 that the scheme has from its base."""
+    with open(checkout.folder / "config" / "schemes" / f"{scheme}.yaml", "a") as file:
+        file.write("format:\n  weights: {group_size: 64}\n")
 
 
 def files(folder):
@@ -43,15 +43,20 @@ def files(folder):
 
 
 def test_the_first_run_measures_every_point_with_one_engine_and_one_server_per_variant(base):
-    # two variants; per variant 1 load, 1 latency, 1 throughput, 1 accuracy, 1 perplexity and 2 serving points;
+    # two variants; per variant 1 load, 1 latency, 1 throughput, 1 accuracy, 1 perplexity and 2 serving points, and the
+    # distributions of the baseline, which the other is compared with;
     # one probe; per format one question whether the device supports it; gemm: 5 kinds of layer in bf16 and, without
     # the output head, 4 in int4
     assert base.first.stages == {
         "probe": 1, "support": 2, "gemm": 9, "load": 2, "latency": 2, "throughput": 2, "accuracy": 2, "perplexity": 2, "serving": 4,
+        "reference": 1, "fidelity": 1,
     }  # fmt: skip
     variants = ("bf16", "rtn-int4")
     assert base.first.starts == {(rule, s): 1 for rule in ("measure_engine", "measure_serving") for s in variants}
     assert {record["status"] for record in base.first.new.values()} == {"ok"}
+    # 4-bit weights differ from the baseline, and not by much
+    compared = next(r for r in base.first.new.values() if r["identity"]["stage"] == "fidelity")["rows"]
+    assert len(compared) == 4 and all(0 < row["kl_divergence"] / row["tokens"] < 0.5 for row in compared)
     # 4 layers of each kind; the output head and all of bf16 stay in 16 bits
     made = {entry.name for entry in (base.store.root / "checkpoints").iterdir()}
     for identity, [row] in (
@@ -93,11 +98,11 @@ def test_a_batch_size_and_a_question_more_cost_two_points_and_one_engine_start_p
 
 def test_a_changed_recipe_costs_its_own_variant(checkout):
     before = {entry.name for entry in (checkout.store.root / "checkpoints").iterdir()}
-    edit(checkout.folder / "config/schemes/rtn-int4.yaml", "group_size: 128", "group_size: 64")
+    smaller_groups(checkout, "rtn-int4")
     run = checkout.done()
     # the int4 format is another one now: its 4 kinds of layer, too
     assert run.stages == {
-        "load": 1, "latency": 1, "throughput": 1, "accuracy": 1, "perplexity": 1, "serving": 2, "support": 1, "gemm": 4,
+        "load": 1, "latency": 1, "throughput": 1, "accuracy": 1, "perplexity": 1, "fidelity": 1, "serving": 2, "support": 1, "gemm": 4,
     }  # fmt: skip
     assert run.starts == {("measure_engine", "rtn-int4"): 1, ("measure_serving", "rtn-int4"): 1}
     measured = {"quantize_model": 1, "ask_support": 1, "measure_gemm": 1, "measure_engine": 1, "measure_serving": 1}
@@ -208,11 +213,11 @@ def test_the_plan_names_what_is_missing_and_why(checkout):
     checkout.config["latency"]["batch_sizes"] = [1, 2]
     checkout.config["accuracy"][0]["questions"] = 9
     checkout.config["schemes"].append("int8-online")
-    edit(checkout.folder / "config/schemes/rtn-int4.yaml", "group_size: 128", "group_size: 64")
+    smaller_groups(checkout, "rtn-int4")
     run = checkout.done("plan")
     assert run.jobs == {"plan": 1} and run.new == {} and run.runs == {}
-    # of 26 points bf16 loses its accuracy, rtn-int4 its 7, 4 gemms and its support; 2 latencies more; int8-online's 9 are new
-    assert "points: 13 of 37 measured, 24 missing" in run.text
+    # of 28 points bf16 loses its accuracy, rtn-int4 its 8, 4 gemms and its support; 2 latencies more; int8-online's 10 are new
+    assert "points: 14 of 40 measured, 26 missing" in run.text
     lines = {tuple(line.split()[1:3]): line for line in run.text.splitlines() if " missing: " in line}
     assert "1 missing: new" in lines["tiny/bf16", "latency"]
     assert "1 missing: changed: params.questions 8 -> 9" in lines["tiny/bf16", "accuracy"]
@@ -232,7 +237,7 @@ def test_a_dry_run_shows_the_jobs_and_starts_none(checkout, profile):
     assert run.jobs == {**CHEAP, "measure_engine": 2}
     assert run.new == {} and run.runs == {}
     if profile:
-        assert re.search(r"slurm_partition=cpu.*gres=gpu:cpu:1|gres=gpu:cpu:1.*slurm_partition=cpu", run.text)
+        assert "slurm_partition=cpu" in run.text and "gres=" not in run.text
 
 
 def test_a_dry_run_beside_a_run_in_progress_takes_nothing_from_it(checkout):

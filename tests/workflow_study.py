@@ -43,6 +43,7 @@ CONFIG = {
     "serving": {"request_rates": [20], "concurrencies": [2], "lengths": LENGTHS, "requests": 10},
     "accuracy": [{"task": "gsm8k", "dataset": "arithmetic", "questions": 8, "shots": 1, "max_tokens": 32}],
     "perplexity": [{"dataset": "arithmetic", "documents": 4}],
+    "fidelity": [{"dataset": "arithmetic", "documents": 4, "max_tokens": 32, "top_k": 64}],
     "repeats": {"least": 2, "most": 2, "relative_ci": 1},
 }
 

@@ -38,6 +38,7 @@ ACCOUNTING_PLUGIN = "accounting_storage_mysql.so", "slurm-wlm-mysql-plugin"
 SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/usr/bin"])
 CLIENTS = ("sacct", "sacctmgr", "salloc", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun", "sreport")
 GPUS = ("h200", "h100", "a100", "l40s")
+LONGEST_SOCKET = 107
 GPUS_PER_NODE = 2
 NODES = {f"{name}n1": name for name in (*GPUS, "cpu")}
 WITHIN_S = 60
@@ -315,6 +316,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     # Daemons work in their own folder.
     folder = args.folder.resolve()
+    # <folder>/spool/<node>/<node>_<job>.<step>, as long as they get.
+    if len(f"{folder}/spool/h200n1/h200n1_1000.4294967291") > LONGEST_SOCKET:
+        sys.exit(
+            f"{folder}: choose a shorter folder: Slurm's sockets below it would have longer paths than Linux allows"
+        )
     if args.command in ("start", "stop") and args.daemon not in daemons(folder):
         parser.error(f"{args.command} DIR takes one of {', '.join(daemons(folder))}")
     if args.command == "up":

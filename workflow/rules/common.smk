@@ -39,6 +39,7 @@ wildcard_constraints:
     gpu="[^/]+",
     model="[^/]+",
     scheme="[^/]+",
+    task="[^/]+",
 
 
 def config_text(wildcards):

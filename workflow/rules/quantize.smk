@@ -2,6 +2,7 @@
 
 needs   a staged model and, for calibrated schemes, a staged data set
 makes   results/{study}/checkpoints/{model}/{scheme}.json, which points into the store
+The target `schemes` prints what each scheme needs for that and what it yields.
 """
 
 
@@ -26,3 +27,14 @@ rule quantize_model:
         " --job={input.manifest:q}:quantize_model/{wildcards.model}/{wildcards.scheme}"
         " --store={STUDY.store.root:q} --output={output:q}"
         " 3>&2 > {log:q} 2>&1"
+
+
+localrules:
+    schemes,
+
+
+rule schemes:
+    input:
+        manifest=f"results/{STUDY.study.name}/manifest.json",
+    shell:
+        "{sys.executable:q} {SCRIPTS}/show_schemes.py --manifest={input.manifest:q}"

@@ -47,7 +47,7 @@ def ask(job, store, points, progress):
         progress.begin()
         for point in points:
             started = time.perf_counter()
-            row = chooser.ask(*request(point["params"]))
+            row = chooser.ask(**request(point["params"]))
             measured_s = time.perf_counter() - started
             store.write_point(
                 point["identity"], status="ok", rows=[row], run_id=run["run_id"], measured_s=measured_s,
@@ -59,10 +59,12 @@ def ask(job, store, points, progress):
 
 
 def request(params):
-    """(quantization_config, dtype, quantization) that Chooser.ask takes, from a point's parameters."""
-    format = params["format"]
+    """What Chooser.ask takes, from a point's parameters."""
+    format, engine_args = params["format"], params["engine_args"] or {}
     config = compressed_tensors_config(format, ["Linear"], []) if format else None
-    return config, params["dtype"], (params["engine_args"] or {}).get("quantization")
+    asked = {"quantization_config": config, "dtype": params["dtype"], "quantization": engine_args.get("quantization")}
+    overrides = engine_args.get("hf_overrides")
+    return asked | ({"torchao": overrides["quantization_config_dict_json"]} if overrides else {})
 
 
 if __name__ == "__main__":

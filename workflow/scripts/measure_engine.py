@@ -1,4 +1,4 @@
-"""Measure latency, throughput, accuracy and perplexity of one variant on one device: one engine start for all its points.
+"""Measure latency, throughput and quality of one variant on one device: one engine start for all its points.
 
 python workflow/scripts/measure_engine.py --job='{"gpu": "cpu", ...}' --store=results/store --output=POINTER
 """
@@ -9,16 +9,18 @@ from pathlib import Path
 
 from quantbench.engine.settings import engine_environment
 from quantbench.engine_failure import classify_failure
+from quantbench.errors import UserError
 from quantbench.gpus import check_device
 from quantbench.jobs import job_options
 from quantbench.kernel_verdict import known_failure, refusal
 from quantbench.keys import canonical_json
-from quantbench.points import check_versions, expand, missing_points
+from quantbench.points import check_versions, expand, missing_points, start_label
 from quantbench.progress import Progress
 from quantbench.provenance import finish, new_run
 from quantbench.scratch import local_checkpoint
 from quantbench.store import write_atomically
 from quantbench.supervise import supervised
+from quantbench.tasks import Unscorable
 
 
 def main(argv=None):
@@ -26,7 +28,8 @@ def main(argv=None):
     job, store = options.job, options.store
     points = missing_points(job, store)
     if points:
-        progress = Progress(f"engine {job['gpu']} {job['model']}/{job['scheme']}", len(points), options.manifest, store)
+        label = f"engine {job['gpu']} {job['model']}/{start_label(job['scheme'], job.get('start'))}"
+        progress = Progress(label, len(points), options.manifest, store)
         load = store.read_point(next(point["key"] for point in expand(job) if point["stage"] == "load"))
         if failure := known_failure(load, job["expects"], job["engine_args"]["dtype"]):
             for point in points:
@@ -55,6 +58,7 @@ def measure(job, points, store, progress):
         run["measured_s"] += measured_s or 0.0
         progress.step()
 
+    library = check_tasks(job, points, store)
     session, failure = start(job)
     if failure:
         for point in points:
@@ -66,15 +70,21 @@ def measure(job, points, store, progress):
     progress.begin()
     # A scheme that ran as something else entirely is never reported as the scheme; that it loaded is a fact.
     wrong = refusal(job["expects"], session.kernels, job["engine_args"]["dtype"])
-    measurers = Measurers(session, job, store)
+    measurers = Measurers(session, job, store, library)
     # Asked again before each point: another run may have measured it while the engine started.
     for [point] in store.unmeasured([point] for point in points):
         if wrong and point["stage"] != "load":
             keep(point, "invalid", [], wrong)
             continue
+        if failure := measurers.cannot(point):
+            keep(point, failure[0], [], failure[1])
+            continue
         started = time.perf_counter()
         try:
-            rows = getattr(measurers, point["stage"])(point["params"])
+            rows = getattr(measurers, point["stage"])(point)
+        except Unscorable as error:
+            keep(point, "unsupported", [], str(error))
+            continue
         except Exception as error:
             # Refused for this point alone: the engine lives and the rest goes on.
             if failure := classify_failure(str(error)):
@@ -86,6 +96,21 @@ def measure(job, points, store, progress):
             raise
         keep(point, "ok", rows, measured_s=time.perf_counter() - started)
     store.write_run(finish(run))
+
+
+def check_tasks(job, points, store):
+    """lm-eval's index of tasks, or None where none is asked for. A task that cannot be read is refused before an engine
+    starts."""
+    named = [point["params"] for point in points if point["params"].get("task")]
+    if not named:
+        return None
+    from quantbench.engine.scoring import build_tasks
+    from quantbench.engine.tasks import Library
+
+    library = Library()
+    for params in named:
+        build_tasks(params, store, library, job.get("task_files", {}))
+    return library
 
 
 def start(job):
@@ -112,10 +137,10 @@ def log_tail(size=20_000):
 
 
 class Measurers:
-    """One method per stage: parameters of a point in, its rows out."""
+    """One method per stage: a point in, its rows out."""
 
-    def __init__(self, session, job, store):
-        self.session, self.job, self.store = session, job, store
+    def __init__(self, session, job, store, library=None):
+        self.session, self.job, self.store, self.library = session, job, store, library
         self._scorer = None
 
     @property
@@ -123,23 +148,48 @@ class Measurers:
         if self._scorer is None:
             from quantbench.engine.scoring import Scorer
 
-            self._scorer = Scorer(self.session, self.job["engine_args"].get("trust_remote_code", False))
+            trust = self.job["engine_args"].get("trust_remote_code", False)
+            self._scorer = Scorer(self.session, trust, self.library, self.job.get("task_files", {}))
         return self._scorer
 
-    def load(self, params):
+    def cannot(self, point):
+        """(status, reason) of a point that another point rules out, or None."""
+        if point["stage"] != "fidelity":
+            return None
+        reference = self.store.read_point(point["params"]["reference"])
+        if reference is None:
+            raise UserError("the baseline's distributions are not in the store; measure the baseline first")
+        if reference["status"] != "ok":
+            return reference["status"], f"the baseline has no distributions to compare with: {reference['reason']}"
+        return None
+
+    def load(self, point):
         return [self.session.load_record()]
 
-    def latency(self, params):
-        return self.session.latency(**params)
+    def latency(self, point):
+        return self.session.latency(**point["params"])
 
-    def throughput(self, params):
-        return self.session.throughput(**params)
+    def throughput(self, point):
+        return self.session.throughput(**point["params"])
 
-    def accuracy(self, params):
-        return self.scorer.accuracy(params, self.store.folder("datasets", params["dataset"]))
+    def accuracy(self, point):
+        return self.scorer.accuracy(point["params"], self.store)
 
-    def perplexity(self, params):
-        return self.scorer.perplexity(params, self.store.folder("datasets", params["dataset"]))
+    def perplexity(self, point):
+        return self.scorer.perplexity(point["params"], self.store)
+
+    def reference(self, point):
+        from quantbench.engine.fidelity import measure_reference
+
+        texts = self.scorer.texts(point["params"], self.store)
+        with self.store.new_folder("references", point["identity"], {}) as folder:
+            return measure_reference(self.session, texts, point["params"], folder)
+
+    def fidelity(self, point):
+        from quantbench.engine.fidelity import measure_fidelity
+
+        folder = self.store.folder("references", point["params"]["reference"])
+        return measure_fidelity(self.session, point["params"], folder)
 
 
 if __name__ == "__main__":

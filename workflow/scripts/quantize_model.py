@@ -15,8 +15,8 @@ from pathlib import Path
 from quantbench.errors import UserError
 from quantbench.jobs import job_options
 from quantbench.keys import canonical_json, file_sha256, key
+from quantbench.model_fit import check_scheme_fits
 from quantbench.provenance import finish, new_run
-from quantbench.schemes import check_scheme_fits
 from quantbench.store import write_atomically
 from quantbench.supervise import supervised
 
@@ -52,7 +52,7 @@ def make_checkpoint(job, store):
     if calibration:
         texts = calibration_texts(job["dataset_path"], calibration["samples"], calibration["seed"])
 
-    from quantbench.quantize import toolkit
+    from quantbench.quantize import layouts, toolkit
 
     record, run = {}, new_run("quantize_model", job)
     store.write_run(run)
@@ -62,6 +62,8 @@ def make_checkpoint(job, store):
         record["quantize_s"] = time.monotonic() - started
         checkpoint.plain_recipe(folder)
         checkpoint.copy_companions(model_path, folder)
+        if recipe.get("layout"):
+            layouts.convert(folder, recipe["layout"], recipe["format"]["weights"], recipe["ignore"])
         found = checkpoint.tensors(folder)
         check_layers(checkpoint.quantized_layers(found), set(made["shapes"]))
         record.update(
@@ -103,12 +105,12 @@ def check_model(model_path, recipe):
         config = json.loads((model_path / "config.json").read_text())
     except FileNotFoundError as error:
         raise UserError(f"{model_path} holds no model: config.json is missing") from error
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "an unnamed method")
-        raise UserError(f"{model_path}: the model is quantized already ({method}); a recipe needs the 16-bit model")
     if not any(model_path.glob("*.safetensors")):
         raise UserError(f"{model_path}: no safetensors file, and other formats are not read because they can run code")
-    check_scheme_fits(recipe, config)
+    try:
+        check_scheme_fits(recipe, config)
+    except UserError as error:
+        raise UserError(f"{model_path}: {error}") from None
 
 
 def check_layers(made, expected):

@@ -1,4 +1,4 @@
-"""Bring one model or data set into the store, from the hub or from a local folder.
+"""Bring one model, data set or task's data into the store, from the hub or from a local folder.
 
 python workflow/scripts/stage.py --job='{"kind": "model", ...}' --store=results/store --output=results/demo/models/tiny.json
 """

@@ -3,59 +3,25 @@
 Tables are polars frames or lists of dicts with the columns of table_schema.py. decision.py decides.
 """
 
-import math
+from typing import NamedTuple
 
-from quantbench import statistics
+import numpy as np
+
+from quantbench import quality, statistics
 from quantbench.kernel_verdict import FLOATS
+from quantbench.quality import by_start, grouped, ok
+from quantbench.verdict import MARGINS, NO_DIFFERENCE, ratio_words
 
-# Below this many requests the p99 is, in effect, the slowest request.
-P99_REQUESTS = 100
+__all__ = ["MEASURED", "NO_DIFFERENCE", "P99_REQUESTS", "summarize"]
 
-# Which reading of the answers decides, where a task has several: the stricter one, as GSM8K defines it.
-DECIDING_FILTERS = ("strict-match",)
+# Below this many requests the p99 has no interval: their slowest may well be faster than the true one.
+P99_REQUESTS = statistics.values_to_span(0.99)
 
 # Tables whose rows are measurements of a variant; kernels say what ran, not that anything was measured.
-MEASURED = ("throughput", "latency", "serving", "accuracy", "perplexity")
-
-NO_DIFFERENCE = "no significant difference"
+MEASURED = ("throughput", "latency", "serving", "accuracy", "perplexity", "fidelity")
 
 
-def verdict_words(estimate, low, high, *, neutral, show, needs="more repeats"):
-    """What an interval says, higher being better: "better by", "worse by", no significant difference, or cannot tell.
-
-    `neutral` is 0 for a difference and 1 for a ratio; `show(estimate)` gives the words after "by". No interval (None):
-    "cannot tell (needs ...)". An interval that touches neutral spans it.
-    """
-    if low is None or high is None:
-        return f"cannot tell (needs {needs})"
-    if low > neutral:
-        return f"better by {show(estimate)}"
-    if high < neutral:
-        return f"worse by {show(estimate)}"
-    return NO_DIFFERENCE
-
-
-def accuracy_words(difference, low, high, p, needed, alpha=0.05):
-    """The verdict on a paired accuracy difference: the adjusted p decides, the interval must agree with it.
-
-    `needed` is how many questions would show a difference of this size; None where even that cannot be said. Where the
-    interval leaves zero out and the adjusted p does not, the scheme alone would look different, among so many not.
-    """
-    if low is None:
-        return f"cannot tell (needs {needed or 'more'} questions)"
-    if p >= alpha and not low <= 0 <= high:
-        return f"cannot tell (among so many schemes it may be chance; about {needed or 'more'} questions would tell)"
-    if p >= alpha:
-        return NO_DIFFERENCE
-    return f"{'better' if difference > 0 else 'worse'} by {abs(100 * difference):.1f} points"
-
-
-def percent(ratio):
-    """A ratio to 1 as the change it is: 1.25 -> "25.0 %", 0.8 -> "20.0 %"."""
-    return f"{abs(ratio - 1) * 100:.1f} %"
-
-
-def summarize(tables, baseline, confidence=0.95, power=0.8):
+def summarize(tables, baseline, confidence=0.95, power=0.8, margins=MARGINS):
     """[{"gpu", "model", "scheme", ...}] in the tables' order: each scheme on each gpu beside `baseline` there.
 
     is_baseline   bool
@@ -64,14 +30,22 @@ def summarize(tables, baseline, confidence=0.95, power=0.8):
     verdict       as_promised, computes_other, unquantized (the worst of its layers), or None; `computes`, `expected`
                   of the layers that earned it; as promised: of those that the scheme quantizes
     speed         [{"metric", "batch_size" or ("load", "level"), "input_tokens", "output_tokens", "gain", "low", "high",
-                  "words", "caveat"}]; gain is how many times faster than the baseline, metric throughput, latency,
-                  e2e_p50 or e2e_p99
+                  "within", "starts", "start_spread", "words", "caveat"}]; gain is how many times faster than the
+                  baseline, metric throughput, latency, e2e_p50 or e2e_p99. `within` is the interval [low, high] of the
+                  repeats alone; low and high reach over it and over what one start of the engine differs from the next
+                  by (`start_spread`, a relative standard deviation), where a variant was started more than once
     batches       the same, without caveat, for throughput and latency at every batch that both ran
-    accuracy      [{"task", "dataset", "shots", "filter", "decides", "n", "share", "low", "high"}]; where the baseline
-                  was asked the same questions also {"pairs", "baseline_share", "difference", "difference_low",
-                  "difference_high", "lost", "won", "p", "p_holm", "smallest_detectable", "power", "questions_needed",
-                  "words"}
-    perplexity    [{"dataset", "perplexity", "ratio", "low", "high", "words"}]
+    accuracy      [{"task", "dataset", "shots", "chat_template", "filter", "decides", "n", "share", "low", "high"}]; of the
+                  baseline also
+                  "noise": {"starts", "pairs", "lost", "won", "difference", "difference_low", "difference_high", "p"} of
+                  its further starts, or None; where the baseline was asked the same questions also {"pairs",
+                  "baseline_share", "difference", "difference_low", "difference_high" (score interval), "bootstrap"
+                  [low, high], "recovery", "recovery_low", "recovery_high", "lost", "won", "p", "p_holm", "comparisons",
+                  "smallest_detectable", "power", "margin", "questions_needed", "kind", "words", "length"}: see verdict.py
+                  for the words, answer_lengths.py for the last (of the deciding filter)
+    perplexity    [{"dataset", "perplexity", "ratio", "low", "high", "margin", "kind", "words"}], the baseline's with "noise"
+    fidelity      [{"dataset", "documents", "tokens", "kl", "kl_low", "kl_high", "top1", "top1_low", "top1_high",
+                  "noise", "words"}], per token, kl in nats; of the baseline its own noise, where it was started again
     size          {"bytes", "bits_per_weight", "ratio"} or None; ratio is bytes over the baseline's
     """
     data = {name: _dicts(table) for name, table in tables.items()}
@@ -80,6 +54,7 @@ def summarize(tables, baseline, confidence=0.95, power=0.8):
         for row in data.get(name, []):
             variant = variants.setdefault((row["gpu"], row["model"], row["scheme"]), {})
             variant.setdefault(name, []).append(row)
+    spreads = _start_spreads(variants)
     sizes = {(row["model"], row["scheme"]): row for row in data.get("checkpoints", [])}
     summary = []
     for (gpu, model, scheme), rows in variants.items():
@@ -87,22 +62,20 @@ def summarize(tables, baseline, confidence=0.95, power=0.8):
         is_baseline = scheme == baseline
         entry = {"gpu": gpu, "model": model, "scheme": scheme, "is_baseline": is_baseline, "confidence": confidence}
         entry |= _status(rows) | _kernels(rows.get("kernels", []))
-        entry["batches"] = [] if is_baseline else _batches(base, rows, confidence)
-        entry["speed"] = _ends(base, rows, entry["batches"]) + ([] if is_baseline else _loads(base, rows, confidence))
-        entry["accuracy"] = _accuracy(None if is_baseline else base, rows, confidence, power)
-        entry["perplexity"] = _perplexity(base, rows, confidence, is_baseline)
-        entry["size"] = _size(sizes.get((model, baseline)), sizes.get((model, scheme)))
+        chance = _Chance(confidence, {metric: spreads.get((gpu, model, metric)) for metric in TIMED})
+        entry["batches"] = [] if is_baseline else _batches(base, rows, chance)
+        entry["speed"] = _ends(base, rows, entry["batches"]) + ([] if is_baseline else _loads(base, rows, chance))
+        entry["accuracy"] = quality.accuracy(base, rows, is_baseline, confidence, power)
+        entry["perplexity"] = quality.perplexity(base, rows, is_baseline, confidence, margins["perplexity"])
+        entry["fidelity"] = quality.fidelity(base, rows, is_baseline, confidence)
+        entry["size"] = quality.size(sizes.get((model, baseline)), sizes.get((model, scheme)))
         summary.append(entry)
-    _adjust(summary, 1 - confidence, power)
+    quality.adjust(summary, confidence, power, margins["accuracy"])
     return summary
 
 
 def _dicts(table):
     return table.to_dicts() if hasattr(table, "to_dicts") else list(table)
-
-
-def _ok(rows, name):
-    return [row for row in rows.get(name, []) if row["status"] == "ok"]
 
 
 def _status(rows):
@@ -139,35 +112,60 @@ def _kernels(rows):
     return {name: unknown[name] for name in names}
 
 
-def _grouped(rows, *columns):
-    groups = {}
-    for row in rows:
-        groups.setdefault(tuple(row[column] for column in columns), []).append(row)
-    return groups
-
-
 # --- speed ----------------------------------------------------------------------------------------------------------
 
+# Where a stage's points lie, the times that its rows hold, and the quantiles of them that are compared.
+BATCH = ("batch_size", "input_tokens", "output_tokens")
+REQUESTS = ("load", "rate_per_s", "concurrency", "input_tokens_asked", "output_tokens_asked")
+TIMED = {"throughput": ("throughput", BATCH, 0.5), "latency": ("latency", BATCH, 0.5)}
+TIMED |= {"e2e_p50": ("serving", REQUESTS, 0.5), "e2e_p99": ("serving", REQUESTS, 0.99)}
 
-def _batches(base, rows, confidence):
+
+class _Chance(NamedTuple):
+    """What intervals are made of besides the repeats: `spreads` {metric: (variance between starts, degrees of freedom)}."""
+
+    confidence: float
+    spreads: dict
+
+
+def _seconds(row):
+    return row["elapsed_s"] if "elapsed_s" in row else row["finished_s"] - row["scheduled_s"]
+
+
+def _start_logs(rows, q):
+    """The logarithm of quantile q of each start's times."""
+    return [float(np.log(np.quantile([_seconds(row) for row in start], q))) for start in by_start(rows)]
+
+
+def _start_spreads(variants):
+    """{(gpu, model, metric): statistics.start_variance} over the variants that were started more than once."""
+    logs = {}
+    for (gpu, model, _), rows in variants.items():
+        for metric, (table, where, q) in TIMED.items():
+            points = [_start_logs(group, q) for group in grouped(ok(rows, table), *where).values()]
+            starts = max(map(len, points), default=0)
+            whole = [point for point in points if len(point) == starts]
+            if starts > 1:
+                logs.setdefault((gpu, model, metric), []).append(np.transpose(whole))
+    return {place: statistics.start_variance(found) for place, found in logs.items()}
+
+
+def _batches(base, rows, chance):
     """Throughput and latency at every batch that both ran."""
     found = []
     for metric in ("throughput", "latency"):
-        where = ("batch_size", "input_tokens", "output_tokens")
-        baseline = _grouped(_ok(base, metric), *where)
-        for point, mine in _grouped(_ok(rows, metric), *where).items():
+        baseline = grouped(ok(base, metric), *BATCH)
+        for point, mine in grouped(ok(rows, metric), *BATCH).items():
             if point in baseline:
-                times = [[row["elapsed_s"] for row in group] for group in (baseline[point], mine)]
-                found.append(
-                    {"metric": metric, **dict(zip(where, point, strict=True)), **_gain(*times, 0.5, confidence)}
-                )
+                where = dict(zip(BATCH, point, strict=True))
+                found.append({"metric": metric, **where, **_gain(baseline[point], mine, metric, chance)})
     return found
 
 
 def _ends(base, rows, batches):
     """Of `_batches`: throughput at the largest batch of each length, latency at the smallest and the largest."""
     found = []
-    for (metric, *_), shared in _grouped(batches, "metric", "input_tokens", "output_tokens").items():
+    for (metric, *_), shared in grouped(batches, "metric", "input_tokens", "output_tokens").items():
         shared = sorted(shared, key=lambda speed: speed["batch_size"])
         asked = [row["batch_size"] for row in base[metric] + rows[metric] if row.get("batch_size") is not None]
         ends = shared[-1:] if metric == "throughput" or len(shared) == 1 else [shared[0], shared[-1]]
@@ -179,112 +177,33 @@ def _ends(base, rows, batches):
     return found
 
 
-def _loads(base, rows, confidence):
+def _loads(base, rows, chance):
     """Median and p99 of the time from when a request was due until its last token, load by load."""
-    columns = ("load", "rate_per_s", "concurrency", "input_tokens_asked", "output_tokens_asked")
-    baseline, found = _grouped(_ok(base, "serving"), *columns), []
-    for load, mine in _grouped(_ok(rows, "serving"), *columns).items():
+    baseline, found = grouped(ok(base, "serving"), *REQUESTS), []
+    for load, mine in grouped(ok(rows, "serving"), *REQUESTS).items():
         if load not in baseline:
             continue
-        times = [[row["finished_s"] - row["scheduled_s"] for row in group] for group in (baseline[load], mine)]
         level = load[1] if load[1] is not None else load[2]
         where = {"load": load[0], "level": level, "input_tokens": load[3], "output_tokens": load[4]}
-        fewest = min(map(len, times))
-        for metric, q in (("e2e_p50", 0.5), ("e2e_p99", 0.99)):
+        fewest = min(len(mine), len(baseline[load]))
+        for metric in ("e2e_p50", "e2e_p99"):
             few = metric == "e2e_p99" and fewest < P99_REQUESTS
-            caveat = f"of {fewest} requests the p99 is in effect the slowest" if few else None
-            found.append({"metric": metric, **where, **_gain(*times, q, confidence), "caveat": caveat})
+            caveat = f"of {fewest} requests the p99 has no interval, which takes {P99_REQUESTS}" if few else None
+            needs = f"{P99_REQUESTS} requests" if few else "more repeats"
+            gain = _gain(baseline[load], mine, metric, chance, needs)
+            found.append({"metric": metric, **where, **gain, "caveat": caveat})
     return found
 
 
-def _gain(baseline_s, mine_s, q, confidence):
+def _gain(baseline, mine, metric, chance, needs="more repeats"):
     """How many times faster: the baseline's time over mine, so the roles of the ratio are swapped."""
-    gain, low, high = statistics.ratio_of_quantiles_ci(mine_s, baseline_s, q, confidence)
-    return {"gain": gain, "low": low, "high": high, "words": verdict_words(gain, low, high, neutral=1, show=percent)}
-
-
-# --- quality and size -----------------------------------------------------------------------------------------------
-
-
-def _accuracy(base, rows, confidence, power):
-    columns = ("task", "dataset", "shots", "filter")
-    groups = _grouped(_ok(rows, "accuracy"), *columns)
-    baseline = _grouped(_ok(base, "accuracy"), *columns) if base else {}
-    found = []
-    for group, mine in groups.items():
-        filters = sorted(other[3] for other in groups if other[:3] == group[:3])
-        deciding = next((name for name in DECIDING_FILTERS if name in filters), filters[0])
-        right = sum(row["correct"] for row in mine)
-        low, high = statistics.wilson(right, len(mine), confidence)
-        entry = {**dict(zip(columns, group, strict=True)), "decides": group[3] == deciding, "n": len(mine)}
-        entry |= {"share": right / len(mine), "low": low, "high": high}
-        if group in baseline:
-            entry |= _paired_accuracy(baseline[group], mine, confidence, power)
-        found.append(entry)
-    return found
-
-
-def _paired_accuracy(baseline, mine, confidence, power):
-    theirs = {row["question"]: row["correct"] for row in baseline}
-    pairs = [(theirs[row["question"]], row["correct"]) for row in mine if row["question"] in theirs]
-    if not pairs:
-        return {}
-    before, after = zip(*pairs, strict=True)
-    lost, won = statistics.discordant(before, after)
-    share = (lost + won) / len(pairs)
-    difference, low, high = statistics.paired_bootstrap_ci(before, after, confidence)
-    entry = {"pairs": len(pairs), "difference": difference, "difference_low": low, "difference_high": high}
-    entry |= {
-        "lost": lost,
-        "won": won,
-        "p": statistics.mcnemar_exact(before, after),
-        "baseline_share": sum(before) / len(pairs),
-    }
-    entry["power"] = power
-    entry["smallest_detectable"] = statistics.smallest_detectable_difference(len(pairs), share, confidence, power)
-    return entry
-
-
-def _adjust(summary, alpha, power):
-    """Holm across the schemes that one baseline was compared with, and the words that follow from it."""
-    families = {}
-    for entry in summary:
-        for found in entry["accuracy"]:
-            if "p" in found:
-                family = (entry["gpu"], entry["model"], *(found[c] for c in ("task", "dataset", "shots", "filter")))
-                families.setdefault(family, []).append(found)
-    for family in families.values():
-        for found, p in zip(family, statistics.holm([found["p"] for found in family]), strict=True):
-            found["p_holm"] = p
-            # The level that this comparison had to pass among the others: below it, its adjusted p is below alpha.
-            level = alpha * found["p"] / p if p else alpha
-            share = (found["lost"] + found["won"]) / found["pairs"]
-            found["questions_needed"] = statistics.questions_needed(found["difference"], share, 1 - level, power)
-            interval = (found["difference"], found["difference_low"], found["difference_high"])
-            found["words"] = accuracy_words(*interval, p, found["questions_needed"], alpha)
-
-
-def _perplexity(base, rows, confidence, is_baseline):
-    baseline, found = _grouped(_ok(base, "perplexity"), "dataset"), []
-    for (dataset,), mine in _grouped(_ok(rows, "perplexity"), "dataset").items():
-        nats, tokens = (sum(row[name] for row in mine) for name in ("negative_log_likelihood", "tokens"))
-        entry = {"dataset": dataset, "perplexity": math.exp(nats / tokens), "ratio": None, "low": None, "high": None}
-        theirs = {row["document"]: row for row in baseline.get((dataset,), [])}
-        pairs = [(theirs[row["document"]], row) for row in mine if row["document"] in theirs]
-        if pairs and not is_baseline:
-            nlls = ([pair[side]["negative_log_likelihood"] for pair in pairs] for side in (0, 1))
-            ratio, low, high = statistics.perplexity_ratio_ci(*nlls, [row["tokens"] for _, row in pairs], confidence)
-            entry |= {"ratio": ratio, "low": low, "high": high}
-            # Lower is better: the words get the interval turned over.
-            turned = (None, None) if low is None else (-high, -low)
-            words = verdict_words(ratio, *turned, neutral=-1, show=percent, needs="more documents")
-            entry["words"] = words
-        found.append(entry)
-    return found
-
-
-def _size(baseline, mine):
-    if mine is None or mine["bytes"] is None:
-        return None
-    ratio = mine["bytes"] / baseline["bytes"] if baseline and baseline["bytes"] else None
-    return {"bytes": mine["bytes"], "bits_per_weight": mine["bits_per_weight"], "ratio": ratio}
+    q, confidence, spread = TIMED[metric][2], chance.confidence, chance.spreads[metric]
+    times = [[_seconds(row) for row in rows] for rows in (mine, baseline)]
+    gain, low, high = statistics.ratio_of_quantiles_ci(*times, q, confidence)
+    found = {"gain": gain, "low": low, "high": high, "within": [low, high], "starts": 1, "start_spread": None}
+    if spread is not None and low is not None:
+        starts = [_start_logs(rows, q) for rows in (baseline, mine)]
+        gain, start_low, start_high = statistics.gain_between_starts(*starts, spread, confidence)
+        found |= {"gain": gain, "low": min(low, start_low, gain), "high": max(high, start_high, gain)}
+        found |= {"starts": max(map(len, starts)), "start_spread": spread[0] ** 0.5}
+    return found | {"words": ratio_words(gain, found["low"], found["high"], needs)}

@@ -1,15 +1,16 @@
 """Which scheme to serve on each gpu, by a rule that is written down, with what is uncertain about it.
 
-The rule: of the schemes that are significantly faster than the baseline, and whose accuracy is neither significantly
-worse nor, as estimated, worse by more than the sample could have shown, the one with the largest gain. Where there is
-none, the baseline stays. It is applied twice: to throughput at the largest batch, and to latency batch by batch from
-the smallest, for the first at which another scheme is the choice.
+The rule: of the schemes that are significantly faster than the baseline, and whose accuracy is either equal within the
+margin or neither significantly worse nor, as estimated, worse by more than the sample could have shown, the one with the
+largest gain. Where there is none, the baseline stays. It is applied twice: to throughput at the largest batch, and to
+latency batch by batch from the smallest, for the first at which another scheme is the choice.
 """
 
 from quantbench import display
-from quantbench.comparison import accuracy_words, percent, summarize, verdict_words
+from quantbench.comparison import summarize
+from quantbench.verdict import BETTER, EQUAL, UNCLEAR, WORSE
 
-__all__ = ["accuracy_words", "choose", "label", "percent", "summarize", "verdict_words"]
+__all__ = ["choose", "label", "summarize"]
 
 # What "faster" means, the first of these that was measured on any scheme of the gpu.
 DECIDING_METRICS = ("throughput", "latency", "e2e_p50")
@@ -166,11 +167,11 @@ def _accuracy_why_not(entry, baseline):
         found = measured.get(_question_set(asked))
         if found is None or "p_holm" not in found:
             return f"its accuracy on {asked['task']} was not measured"
-        if found["words"].startswith("worse"):
-            return f"accuracy on {asked['task']} {found['words']} ({_interval(found)})"
+        if found["kind"] == WORSE:
+            return f"accuracy on {asked['task']} {found['words']}"
         if found["smallest_detectable"] is None:
             return f"{found['n']} questions of {asked['task']} are too few to show any loss"
-        if -found["difference"] > found["smallest_detectable"]:
+        if found["kind"] != EQUAL and -found["difference"] > found["smallest_detectable"]:
             points = display.points(found["difference"])
             unseen = f"more than the {100 * found['smallest_detectable']:.1f} that this many questions show"
             return f"accuracy on {asked['task']} {points} points, {unseen}: {found['words']}"
@@ -187,7 +188,7 @@ def _speed_why_not(speed, baseline):
 
 
 def _question_set(found):
-    return found["task"], found["dataset"], found["shots"]
+    return found["task"], found["dataset"], found["shots"], found["chat_template"]
 
 
 def _rejected(entry, why):
@@ -243,11 +244,15 @@ def _gain_words(speed, confidence):
 
 
 def _accuracy_clauses(entry):
-    """In words and numbers: "no significant difference in gsm8k accuracy (−0.5 points, −1.5 to +0.5)"."""
+    """In words and numbers: "equal within 1 point at 95 % on gsm8k accuracy (−0.1 points, −0.6 to +0.4)"."""
     for found in _deciding(entry):
-        words = found["words"].partition(" (")[0]
         points = f"({display.points(found['difference'])} points, {_interval(found)})"
-        yield f"{words} {'in' if words.endswith('difference') else 'on'} {found['task']} accuracy {points}"
+        if found["kind"] == UNCLEAR:
+            yield f"no loss of {found['task']} accuracy shown {points}"
+        elif found["kind"] == BETTER:
+            yield f"{found['words']} on {found['task']} accuracy"
+        else:
+            yield f"{found['words']} on {found['task']} accuracy {points}"
 
 
 def _size_clause(entry):
@@ -325,14 +330,12 @@ def _unseen(chosen):
         sentences.append("Accuracy was not measured: the choice rests on speed alone.")
     for found in _deciding(chosen):
         sentences.append(_reach(found, [found["smallest_detectable"]]))
-        if found["words"].startswith("cannot tell"):
-            sentences.append(f"On {found['task']} accuracy: {found['words']}.")
+        if found["kind"] == UNCLEAR:
+            margin = f"{100 * found['margin']:g} point{'' if found['margin'] == 0.01 else 's'}"
+            sentences.append(f"Whether its {found['task']} accuracy is equal within {margin}: {found['words']}.")
     for found in chosen["perplexity"]:
-        if found.get("words", "").startswith("worse"):
-            times = f"{found['low']:.3f} to {found['high']:.3f} times"
-            sentences.append(
-                f"The perplexity of {chosen['scheme']} on {found['dataset']} is {found['words']} ({times})."
-            )
+        if found.get("kind") == WORSE:
+            sentences.append(f"The perplexity of {chosen['scheme']} on {found['dataset']} is {found['words']}.")
     for failed in chosen["failures"]:
         reason = display.in_short(failed["reason"])
         sentences.append(f"{failed['table']}: {_words(failed['status'])} at some points ({reason}).")

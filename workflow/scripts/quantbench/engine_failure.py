@@ -17,6 +17,13 @@ PATTERNS = {
         r"No compressed-tensors compatible scheme was found",
         r"No \S+ MoE backend supports the deployment configuration",
         r"online quantization requires a Blackwell",
+        # A method that this release does not have, and packages that a method needs and the environment has not.
+        r"(Unknown|Invalid) quantization method: \w+",
+        r"Please install (torchao|bitsandbytes)",
+        # torchao's 4-bit weights: packed for CUDA, or in need of a package.
+        r"Torch not compiled with CUDA enabled",
+        r"Requires mslk",
+        r"torchao FP8 activation quantization config '\w+' requires GPU compute capability",
         # An operator that is declared, but that this build of vLLM has no code for.
         r"expected at most 0 argument\(s\) but received \d+ argument\(s\)\. Declaration: _C::\w+\(\) -> \(\)",
     ),

@@ -76,7 +76,7 @@ def estimate_study(manifest, store, lacking=None, elsewhere=True):
 def store_lacks(manifest, store):
     """Keys of the study's points and quantized checkpoints that the store lacks."""
     made = (entry for entry in manifest["checkpoints"] if entry["quantized"])
-    return lacking_points({point["key"] for point in manifest["points"]}, store) | {
+    return lacking_points(manifest["points"], store) | {
         entry["key"] for entry in made if not store.has_folder("checkpoints", entry["key"])
     }
 
@@ -122,7 +122,9 @@ class _Judge:
 
     def measuring(self, name, target, points):
         """The Estimate of a job on a device."""
-        gpu, model, scheme = target
+        gpu, model, label = target
+        # A second start of a variant is as long as the first.
+        scheme = label and label.partition("+")[0]
         device, guessed = self.devices[gpu], set()
         process, known = self._rest(name, gpu)
         entry = self.entries.get((model, scheme))
@@ -148,7 +150,7 @@ class _Judge:
         same = [
             run
             for run in self.evidence.runs
-            if (run["stage"], run["gpu"], run["model"], run["scheme"]) == (name, *target)
+            if (run["stage"], run["gpu"], run["model"], run["scheme"]) == (name, gpu, model, scheme)
         ]
         peaks = [run["peak_memory_bytes"] for run in same if run.get("peak_memory_bytes")]
         basis = GUESS if guessed else MEASURED

@@ -11,6 +11,7 @@ from quantbench.evidence import STATES
 from quantbench.sections_quality import tiny_notice
 from quantbench.statistics import median_ci
 from quantbench.twins import widest_gap
+from quantbench.verdict import BETTER, WORSE
 
 GAINS = {"throughput": "Throughput gain, largest batch", "latency": "Latency gain, smallest batch"}
 TONES = (("better", "good"), ("worse", "bad"))
@@ -71,12 +72,22 @@ def _caption(context):
     interval = f"{100 * context.confidence:g} % interval"
     return (
         f"Gains are times faster than {context.baseline}: above 1 is better. In brackets the {interval}; coloured "
-        "where the difference is significant. Differences of accuracy are in percentage points, paired by question."
-        f"{_repeats(context.study.get('repeats'))}{_twins(widest_gap(context.manifest, context.tables))}"
+        "where the difference is significant. Differences of accuracy are in percentage points, paired by question; equal "
+        "means that the whole interval lies within the margin."
+        f"{_starts(context)}{_twins(widest_gap(context.manifest, context.tables))}"
     )
 
 
-def _repeats(repeats):
+def _starts(context):
+    """What the intervals of speeds hold: the repeats of one start, or also what one start differs from the next by."""
+    speeds = [speed for entry in context.summary for speed in entry["batches"] if speed["start_spread"] is not None]
+    if speeds:
+        most = max(speeds, key=lambda speed: speed["start_spread"])
+        return (
+            f" {context.baseline} was started {most['starts']} times: its speeds differ from start to start by up to "
+            f"{100 * most['start_spread']:.1f} % ({most['metric']}, standard deviation), and the intervals allow for it."
+        )
+    repeats = context.study.get("repeats")
     if not repeats:
         return ""
     return (
@@ -97,8 +108,8 @@ def _twins(gap):
 
 def _columns(context, tasks):
     columns = ["Scheme", *(GAINS[metric] for metric in _metrics(context))]
-    for task, *_ in tasks:
-        columns += [f"Accuracy, {task}", f"against {context.baseline}"]
+    for task in tasks:
+        columns += [f"Accuracy, {_task_name(task, tasks)}", f"against {context.baseline}"]
     return [*columns, "Size", "Bits per weight", "Verdict"]
 
 
@@ -107,7 +118,17 @@ def _metrics(context):
 
 
 def _task(found):
-    return found["task"], found["dataset"], found["shots"]
+    return found["task"], found["dataset"], found["shots"], found["chat_template"]
+
+
+def _task_name(task, tasks):
+    """The task's name, with what tells it from the study's others of that name."""
+    name, dataset, shots, chat = task
+    others = [other for other in tasks if other[0] == name and other != task]
+    said = [dataset] if any(other[1] != dataset for other in others) else []
+    said += [f"{shots} shots"] if any(other[2] != shots for other in others) else []
+    said += ["chat template" if chat else "no chat template"] if any(other[3] != chat for other in others) else []
+    return ", ".join([name, *map(str, said)])
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -257,18 +278,55 @@ def _accuracy_cell(found):
     if found is None:
         return _cell(None)
     ends = display.interval(found["low"], found["high"], lambda value: f"{100 * value:.1f}")
-    return _cell(display.share(found["share"]), ends, tone="even")
+    noise = found.get("noise")
+    note = f"started again: {display.points(noise['difference'])} points" if noise else ""
+    return _cell(display.share(found["share"]), ends, note, tone="even")
 
 
 def _difference_cell(found):
     if found is None or "difference" not in found:
         return _cell(None)
     ends = display.interval(found["difference_low"], found["difference_high"], display.points)
-    note = "" if found["words"].startswith(("better", "worse")) else found["words"]
+    note = "" if found["kind"] in (BETTER, WORSE) else found["words"]
     return _cell(display.points(found["difference"]), ends, note, _tone(found["words"]))
 
 
 # --- the summary file -----------------------------------------------------------------------------------------------
+
+GAIN_NUMBERS = ("batch_size", "gain", "low", "high", "within", "starts", "start_spread", "words")
+ACCURACY_NUMBERS = (
+    *(
+        "task",
+        "dataset",
+        "shots",
+        "chat_template",
+        "filter",
+        "n",
+        "share",
+        "low",
+        "high",
+        "noise",
+        "pairs",
+        "lost",
+        "won",
+    ),
+    *(
+        "difference",
+        "difference_low",
+        "difference_high",
+        "bootstrap",
+        "recovery",
+        "recovery_low",
+        "recovery_high",
+        "p",
+        "p_holm",
+    ),
+    *("comparisons", "smallest_detectable", "power", "margin", "questions_needed", "kind", "words", "length"),
+)
+PERPLEXITY_NUMBERS = ("dataset", "perplexity", "ratio", "low", "high", "noise", "margin", "kind", "words")
+FIDELITY_NUMBERS = (
+    *("dataset", "documents", "tokens", "kl", "kl_low", "kl_high", "top1", "top1_low", "top1_high", "noise", "words"),
+)
 
 
 def _numbers(gpu, model, scheme, entry, decision):
@@ -278,10 +336,10 @@ def _numbers(gpu, model, scheme, entry, decision):
     row["computes"] = entry and entry["computes"]
     for metric in ("throughput", "latency"):
         speed = entry and _speed(entry, metric)
-        row[f"{metric}_gain"] = speed and {name: speed[name] for name in ("batch_size", "gain", "low", "high", "words")}
-    names = ("task", "dataset", "shots", "filter", "n", "share", "low", "high", "difference", "difference_low")
-    names += ("difference_high", "p_holm", "smallest_detectable", "words")
+        row[f"{metric}_gain"] = speed and {name: speed[name] for name in GAIN_NUMBERS}
     found = [f for f in entry["accuracy"] if f["decides"]] if entry else []
-    row["accuracy"] = [{name: f.get(name) for name in names} for f in found]
+    row["accuracy"] = [{name: f.get(name) for name in ACCURACY_NUMBERS} for f in found]
+    for stage, names in (("perplexity", PERPLEXITY_NUMBERS), ("fidelity", FIDELITY_NUMBERS)):
+        row[stage] = [{name: f.get(name) for name in names} for f in (entry[stage] if entry else [])]
     size = (entry and entry["size"]) or {}
     return row | {"bytes": size.get("bytes"), "bits_per_weight": size.get("bits_per_weight")}

@@ -30,6 +30,8 @@ GEMM_POINT_S = 0.3
 GEMM_WAYS = 4
 # GSM8K's questions with their answers, and a document of a perplexity set.
 SHOT_TOKENS, DOCUMENT_TOKENS = 150, 500
+# Where a study leaves a number to the task's definition: those of GSM8K, and a few hundred documents.
+TASK_QUESTIONS, TASK_SHOTS, TASK_MAX_TOKENS, DOCUMENTS = 1319, 5, 256, 300
 # Passes before the first one that counts (engine/session.py: at least two, at most five).
 WARM_UP_PASSES = 3
 # 8B parameters, where a config.json is of an architecture that is not counted here.
@@ -132,14 +134,9 @@ def point_s(identity, device, size):
     if stage == "serving":
         return _serving_s(params, device, size)
     if stage == "accuracy":
-        at_once = min(params["questions"], identity.get("engine_args", {}).get("max_num_seqs") or 256)
-        prompt = (params["shots"] + 1) * SHOT_TOKENS
-        waves = params["questions"] / at_once
-        return prefill_s(device, size, params["questions"] * prompt) + waves * params["max_tokens"] * step_s(
-            device, size, at_once, prompt
-        )
-    if stage == "perplexity":
-        return prefill_s(device, size, params["documents"] * DOCUMENT_TOKENS)
+        return _accuracy_s(params, device, size, identity["engine_args"])
+    if stage in ("perplexity", "reference"):
+        return prefill_s(device, size, (params["documents"] or DOCUMENTS) * DOCUMENT_TOKENS)
     return OTHER_POINT_S
 
 
@@ -180,6 +177,15 @@ def engine_memory_bytes(device, size, engine_args):
 def device_memory_bytes(device, largest_bytes=0.0):
     """Host memory of a process without an engine; `largest_bytes` of the largest weight that it holds, in 32 bit and copies."""
     return HOST_BYTES[device.environment] + 4 * largest_bytes
+
+
+def _accuracy_s(params, device, size, engine_args):
+    """Prompts with their worked examples, and answers of full length, as many at once as the engine takes."""
+    questions, shots = params["questions"] or TASK_QUESTIONS, params["shots"]
+    prompt = ((TASK_SHOTS if shots is None else shots) + 1) * SHOT_TOKENS
+    at_once = min(questions, engine_args.get("max_num_seqs") or 256)
+    steps = questions / at_once * (params["max_tokens"] or TASK_MAX_TOKENS)
+    return prefill_s(device, size, questions * prompt) + steps * step_s(device, size, at_once, prompt)
 
 
 def _serving_s(params, device, size):

@@ -11,13 +11,17 @@ from pathlib import Path
 from quantbench import scratch
 from quantbench.errors import UserError
 from quantbench.keys import canonical_json
+from quantbench.model_fit import left_alone
 from quantbench.points import GROUP_FIELDS, JOB_OF_STAGE, expand, job_of
 from quantbench.schemes import compressed_tensors_config
 from quantbench.store import Store
+from quantbench.tasks import asked_tasks, is_file, slug
 
 
 def build_jobs(manifest, store, only=None):
     """{job name: {(gpu, model, scheme): job}} of the whole study; model and scheme are None for jobs of a whole gpu.
+
+    A second start of the baseline is a job of its own, of scheme `<baseline>+2`.
 
     only  one target: nothing but its jobs, by whatever rule
     """
@@ -28,7 +32,9 @@ def build_jobs(manifest, store, only=None):
         if only and target != only:
             continue
         if target not in jobs[name]:
-            jobs[name][target] = _new_job(manifest, store, *target, checkpoints.get(target[1:]))
+            variant = (None, None) if target[1] is None else (point["model"], point["scheme"])
+            job = _new_job(manifest, store, point["gpu"], *variant, checkpoints.get(variant))
+            jobs[name][target] = job | ({"start": point["start"]} if point.get("start", 1) > 1 else {})
         _add(jobs[name][target], point["identity"], manifest, point["scheme"])
     for (gpu, model, scheme), job in jobs["measure_serving"].items():
         engine = jobs["measure_engine"][gpu, model, scheme]
@@ -108,7 +114,11 @@ def _new_job(manifest, store, gpu, model, scheme, entry):
     job = {"gpu": gpu, "model": model, "scheme": scheme, "gpu_entry": manifest["gpus"][gpu], "groups": []}
     if entry:
         job["checkpoint_path"] = str(checkpoint_folder(entry, store))
-        job["expects"] = {name: manifest["schemes"][scheme][name] for name in ("computes", "ignore")}
+        recipe = manifest["schemes"][scheme]
+        job["expects"] = {name: recipe[name] for name in ("computes", "ignore")}
+        job["expects"]["left"] = left_alone(recipe, manifest["models"][model]["config"])
+        files = {slug(task): task for task in asked_tasks(manifest["study"]) if is_file(task)}
+        job |= {"task_files": files} if files else {}
     return job
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from quantbench import statistics
-from quantbench.comparison import NO_DIFFERENCE
+from quantbench.verdict import NO_DIFFERENCE
 
 # A product on one device; `model` is a model or a set of shapes.
 PLACE = ("gpu", "model", "layer", "n", "k")
@@ -194,7 +194,7 @@ def _counts(cell):
 
 def _undecided(best, others, alpha):
     """{"undecided", "verdict"} of the best entry among others."""
-    p_values = [_p_of_equal_medians(best["times"], other["times"]) for other in others]
+    p_values = [statistics.p_of_equal_medians(best["times"], other["times"]) for other in others]
     # A single repeat says nothing about chance: that entry stays undecided.
     adjusted = statistics.holm([1.0 if p is None else p for p in p_values])
     undecided = [other["entry"] for other, p in zip(others, adjusted, strict=True) if p >= alpha]
@@ -202,18 +202,6 @@ def _undecided(best, others, alpha):
         return {"undecided": [], "verdict": "wins"}
     unknown = all(p is None for p in p_values)
     return {"undecided": undecided, "verdict": CANNOT_TELL if unknown else NO_DIFFERENCE}
-
-
-def _p_of_equal_medians(baseline, values):
-    """Two-sided bootstrap p-value of a ratio of medians of 1; None below 2 repeats.
-
-    p = 2 min(#(ratio <= 1) + 1, #(ratio >= 1) + 1) / (resamples + 1), at most 1 (Davison and Hinkley 1997, 4.4).
-    """
-    if min(len(baseline), len(values)) < 2:
-        return None
-    ratios = _resampled_medians(values, 1) / _resampled_medians(baseline, 0)
-    rarer = min(int((ratios <= 1).sum()), int((ratios >= 1).sum()))
-    return min(1.0, 2 * (rarer + 1) / (len(ratios) + 1))
 
 
 def _resampled_medians(times, stream):

@@ -40,10 +40,21 @@ def promised_for(scheme, layer_kind, dtype="bf16"):
     return scheme["computes"]
 
 
+def promised_of(scheme, entry, dtype, left):
+    """What a scheme promises for one group of layers that an engine reported: promised_for, or the model's own type where
+    the group is no more than the layers of its kind that the scheme leaves alone.
+
+    entry  {"layer_kind", "count", "quantized", ...} (see engine/kernels.py); left: {layer kind: count} (model_fit.left_alone)
+    """
+    if not entry["quantized"] and entry["count"] <= (left or {}).get(entry["layer_kind"], 0):
+        return dtype
+    return promised_for(scheme, entry["layer_kind"], dtype)
+
+
 def refusal(expects, kernels, dtype):
     """Why a variant must not be measured as its scheme, or None: one that silently ran unquantized is not the scheme.
 
-    expects  {"computes", "ignore"} of the scheme
+    expects  {"computes", "ignore"} of the scheme, and how many layers of a kind it leaves alone: {"left": {kind: count}}
     kernels  what the engine reported (see engine/kernels.py)
     dtype    the engine's dtype: bfloat16 or float16
     """
@@ -52,7 +63,7 @@ def refusal(expects, kernels, dtype):
         return None
     wrong = []
     for entry in kernels:
-        promised = promised_for(expects, entry["layer_kind"], own)
+        promised = promised_of(expects, entry, own, expects.get("left"))
         if verdict(promised, entry["computes"], entry["quantized"]) == "unquantized":
             wrong.append(entry["layer_kind"])
     if not wrong:

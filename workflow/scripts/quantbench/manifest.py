@@ -1,7 +1,7 @@
 """From a study to its manifest: every artefact and every point with its identity and key, before anything runs."""
 
 from quantbench.contenders import contender_identity, device_refusal
-from quantbench.environments import engine_versions, scoring_versions, toolkit_versions
+from quantbench.environments import engine_versions, pins, scoring_versions, toolkit_versions
 from quantbench.errors import UserError
 from quantbench.keys import key
 from quantbench.points import PROTOCOL
@@ -10,6 +10,10 @@ from quantbench.schemes import recipe_identity
 from quantbench.shapes import shapes_of
 from quantbench.study import ROOT
 from quantbench.support import support
+from quantbench.tasks import definition, is_file, slug
+
+# What a study may ask to be measured of a variant.
+MEASURED = ("latency", "throughput", "accuracy", "perplexity", "fidelity", "serving")
 
 
 def build_manifest(study):
@@ -36,7 +40,14 @@ def build_manifest(study):
                 reason = refused[variant["scheme"]]
                 skips += [{"stage": stage, **label, "reason": reason} for stage in _stages(study)]
                 continue
-            points += _variant_points(study, gpu, variant, device, versions)
+            found = _variant_points(study, gpu, variant, device, versions)
+            if study.config["baseline"] in refused and study.config.get("fidelity"):
+                found = [point for point in found if point["stage"] != "fidelity"]
+                reason = f"the baseline cannot run here: {refused[study.config['baseline']]}"
+                skips.append({"stage": "fidelity", **label, "reason": reason})
+            points += found
+            if study.config["noise_floor"] and variant["scheme"] == study.config["baseline"]:
+                points += _variant_points(study, gpu, variant, device, versions, start=2)
         kernel_points, kernel_skips = _gemm_points(study, gpu, refused, no_engine, device, versions)
         points += kernel_points
         skips += kernel_skips
@@ -76,11 +87,12 @@ def quantize_environment(study):
 
 
 def checkpoint(study, model, scheme):
-    """The manifest's entry of a variant; a scheme without a toolkit serves the model's own weights."""
+    """The manifest's entry of a variant; a scheme that nothing is quantized for serves weights as they were staged."""
     recipe = study.schemes[scheme]
-    entry = {"model": model, "scheme": scheme, "quantized": recipe["toolkit"] != "none"}
+    entry = {"model": model, "scheme": scheme, "quantized": recipe["toolkit"] == "llmcompressor"}
     if not entry["quantized"]:
-        return {**entry, "key": study.models[model]["key"], "identity": study.models[model]["identity"]}
+        staged = study.prequantized.get((model, scheme), study.models[model])
+        return {**entry, "key": staged["key"], "identity": staged["identity"]}
     calibration = None
     if recipe["calibrated"]:
         calibration = dict(study.config["calibration"])
@@ -126,24 +138,72 @@ def _stages(study):
     """The stages of a variant that the study asks for."""
     return [
         "load",
-        *(stage for stage in ("latency", "throughput", "accuracy", "perplexity", "serving") if study.config.get(stage)),
+        *(stage for stage in MEASURED if study.config.get(stage)),
     ]
+
+
+def _scheme_versions(study, gpu, scheme, versions):
+    """The engine's versions and those of the packages that a scheme needs of it. Absent from the environment, absent from
+    the identity: once it is pinned, the points are measured anew."""
+    pin_file, brought = environment(study, study.gpus[gpu]["environment"])
+    has = brought["versions"] if brought else pins(pin_file)
+    return versions | {n: has[n] for n in study.schemes[scheme].get("engine_packages", []) if n in has}
 
 
 def _support_point(study, gpu, scheme, device, versions):
     recipe, entry = study.schemes[scheme], study.gpus[gpu]
+    versions = _scheme_versions(study, gpu, scheme, versions)
     parameters = {"format": recipe["format"], "engine_args": recipe["engine_args"]}
     parameters |= {"dtype": study.config["engine"]["dtype"], "capability": entry["compute_capability"]}
     return _point("support", gpu, None, scheme, device, versions, parameters)
 
 
-def _variant_points(study, gpu, variant, device, versions):
-    """Points of one variant on one gpu that need the whole model: load, latency, throughput, serving, quality."""
+def data_parameters(study, entry):
+    """What an entry of accuracy, perplexity or fidelity puts into its points' identities: its data by their key."""
+    parameters = {name: value for name, value in entry.items() if name not in ("dataset", "task")}
+    if entry["task"]:
+        parameters["task"] = slug(entry["task"])
+        parameters |= {"definition": definition(entry["task"])} if is_file(entry["task"]) else {}
+    if entry["dataset"]:
+        return parameters | {"dataset": study.datasets[entry["dataset"]]["key"]}
+    # The definition says which splits.
+    parameters = {name: value for name, value in parameters.items() if name not in ("split", "fewshot_split")}
+    return parameters | {"staged": study.tasks[slug(entry["task"])]["key"]}
+
+
+def data_name(study, entry):
+    """What tables call the data of such an entry: as the study does; of a task by name, its data set on the hub."""
+    if entry["dataset"]:
+        return entry["dataset"]
+    if "questions" not in entry:
+        return slug(entry["task"])
+    return ", ".join(sorted(study.tasks[slug(entry["task"])]["identity"]["data"]))
+
+
+def reference_point(study, gpu, model, parameters):
+    """The baseline's point that a fidelity point of this model on this gpu is compared with."""
+    scheme, entry = study.config["baseline"], study.gpus[gpu]
+    has = environment(study, entry["environment"])
+    versions = _scheme_versions(study, gpu, scheme, engine_versions(*has)) | scoring_versions(*has)
+    common = {"artefact": "point", "gpu": gpu, "epoch": entry["epoch"]}
+    common |= {"checkpoint": checkpoint(study, model, scheme)["key"]}
+    common |= {"engine_args": engine_arguments(study, model, scheme)}
+    return _point("reference", gpu, model, scheme, common, versions, parameters)
+
+
+def _variant_points(study, gpu, variant, device, versions, start=1):
+    """Points of one variant on one gpu that need the whole model: load, latency, throughput, serving, quality.
+
+    start  2 for the second run of the baseline, whose points are the same but for that
+    """
     model, scheme, config = variant["model"], variant["scheme"], study.config
     common = device | {"checkpoint": variant["key"], "engine_args": engine_arguments(study, model, scheme)}
+    common |= {"start": start} if start > 1 else {}
+    versions = _scheme_versions(study, gpu, scheme, versions)
     scoring = versions | scoring_versions(*environment(study, study.gpus[gpu]["environment"]))
 
     def points(stage, parameters, versions=versions, **labels):
+        labels |= {"start": start} if start > 1 else {}
         return [{**_point(stage, gpu, model, scheme, common, versions, p), **labels} for p in parameters]
 
     found = points("load", [{}])
@@ -151,12 +211,17 @@ def _variant_points(study, gpu, variant, device, versions):
         sweep = config.get(stage, {"batch_sizes": [], "lengths": []})
         grid = [{"batch_size": b, **length} for length in sweep["lengths"] for b in sweep["batch_sizes"]]
         found += points(stage, [{**parameters, "repeats": config["repeats"]} for parameters in grid])
-    for entry in config.get("accuracy", []):
-        name, parameters = entry["dataset"], entry | {"dataset": study.datasets[entry["dataset"]]["key"]}
-        found += points("accuracy", [parameters], scoring, dataset_name=name)
-    for entry in config.get("perplexity", []):
-        name, parameters = entry["dataset"], entry | {"dataset": study.datasets[entry["dataset"]]["key"]}
-        found += points("perplexity", [parameters], scoring, dataset_name=name)
+    for stage in ("accuracy", "perplexity"):
+        for entry in config.get(stage, []):
+            found += points(stage, [data_parameters(study, entry)], scoring, dataset_name=data_name(study, entry))
+    for entry in config.get("fidelity", []):
+        name, parameters = data_name(study, entry), data_parameters(study, entry)
+        reference = reference_point(study, gpu, model, parameters)
+        if scheme == config["baseline"] and start == 1:
+            found.append({**reference, "dataset_name": name})
+        else:
+            parameters = {"top_k": entry["top_k"], "reference": reference["key"]}
+            found += points("fidelity", [parameters], dataset_name=name)
     if "serving" in config:
         serving = config["serving"]
         loads = [{"load": "rate", "rate_per_s": rate} for rate in serving.get("request_rates", [])]

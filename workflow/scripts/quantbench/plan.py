@@ -1,7 +1,8 @@
 """The plan: what the store lacks, why, and what it would cost in device time. Pure but for reading the store."""
 
 from quantbench.estimate import estimate_study, store_lacks
-from quantbench.points import DEVICE_JOBS, JOB_OF_STAGE, LOGIN_JOBS
+from quantbench.paired import smallest_difference_line
+from quantbench.points import DEVICE_JOBS, JOB_OF_STAGE, LOGIN_JOBS, start_label
 
 # Parameters that place a point within a sweep: where one differs it is another point, not a changed one.
 PLACE = ("batch_size", "input_tokens", "output_tokens", "load", "rate_per_s", "concurrency", "m", "n", "k", "task")
@@ -23,7 +24,9 @@ def plan_text(manifest, store, asked=None):
     groups, reason = {}, _reasons(manifest, store, known)
     for point in missing:
         name = (
-            "/".join(filter(None, (point["model"], point["scheme"])))
+            "/".join(
+                filter(None, (point["model"], point["scheme"] and start_label(point["scheme"], point.get("start"))))
+            )
             if JOB_OF_STAGE[point["stage"]] not in DEVICE_JOBS
             else ""
         )
@@ -35,7 +38,19 @@ def plan_text(manifest, store, asked=None):
     for skip in manifest["skips"]:
         lines.append(f"  skipped: {skip['stage']} of {_who(skip)} on {skip['gpu']}: {skip['reason']}")
     times = device_lines(estimate_study(manifest, store, lacking), asked)
-    return "\n".join([*lines, "", *(times or ["nothing to measure"])])
+    return "\n".join([*lines, *_reach_lines(manifest), "", *(times or ["nothing to measure"])])
+
+
+def _reach_lines(manifest):
+    """What the study's questions cannot see: a line per task whose number of questions the study states."""
+    study = manifest["study"]
+    comparisons = sum(scheme != study["baseline"] for scheme in study["schemes"])
+    lines = [
+        f"  {smallest_difference_line(entry['task'], entry['questions'], comparisons)}"
+        for entry in study.get("accuracy", [])
+        if entry["questions"] and comparisons
+    ]
+    return ["", "accuracy, before it is measured:", *lines] if lines else []
 
 
 def why_missing(identity, given_up):
@@ -69,7 +84,7 @@ def _reasons(manifest, store, known):
 
 def _place(identity):
     """What tells a point from the others of its study, but for its variant."""
-    return identity["stage"], identity["gpu"], *(identity["params"].get(name) for name in PLACE)
+    return identity["stage"], identity["gpu"], identity.get("start"), *(identity["params"].get(name) for name in PLACE)
 
 
 def _same_place(old, new):
@@ -146,6 +161,6 @@ def device_lines(estimates, asked=None):
         basis = f"nothing like it measured yet: {', '.join(guessed)}" if guessed else "as measured before"
         count = f"{len(jobs)} job{'s' * (len(jobs) > 1)}"
         lines.append(
-            f"device time on {place}: about {duration(seconds)} in {count}; Slurm is asked for {hours:.1f} h; {basis}"
+            f"device time on {place}: about {duration(seconds)} in {count}; `--profile slurm` asks for {hours:.1f} h; {basis}"
         )
     return lines

@@ -18,8 +18,11 @@ PROTOCOL = {
     "throughput": 2,
     # 2: a new server is warmed up for longer
     "serving": 2,
-    "accuracy": 1,
+    # 2: each answer's text, length and end are kept
+    "accuracy": 2,
     "perplexity": 1,
+    "reference": 1,
+    "fidelity": 1,
 }
 
 # Which job measures which stage: one engine start serves a variant's engine stages, one server start its serving points.
@@ -32,6 +35,8 @@ JOB_OF_STAGE = {
     "throughput": "measure_engine",
     "accuracy": "measure_engine",
     "perplexity": "measure_engine",
+    "reference": "measure_engine",
+    "fidelity": "measure_engine",
     "serving": "measure_serving",
 }
 # Jobs of a whole device; the others are of a variant on a device.
@@ -58,15 +63,18 @@ def expand(job):
 
 def job_of(point):
     """(rule, target) of the job that makes a point of the manifest; target is (gpu, model, scheme), the last two None for jobs
-    of a whole device."""
+    of a whole device. Of a second start, scheme is its start_label."""
     name = JOB_OF_STAGE[point["stage"]]
-    return name, (point["gpu"], *((None, None) if name in DEVICE_JOBS else (point["model"], point["scheme"])))
+    if name in DEVICE_JOBS:
+        return name, (point["gpu"], None, None)
+    return name, (point["gpu"], point["model"], start_label(point["scheme"], point.get("start")))
 
 
-def lacking(keys, store):
-    """Those of these keys of points that the store lacks, as a set."""
-    shards, found = {}, set()
-    for key_ in keys:
+def lacking(points, store):
+    """Keys of those of these points that the store lacks, as a set."""
+    shards = {}
+    found = {p["key"] for p in points if p["stage"] == "reference" and not is_measured(p, store)}
+    for key_ in {point["key"] for point in points} - found:
         shards.setdefault(store.point_path(key_).parent, []).append(key_)
     for folder, asked in shards.items():
         if len(asked) < LISTED:
@@ -82,7 +90,20 @@ def lacking(keys, store):
 
 def missing_points(job, store):
     """The job's points that the store lacks."""
-    return [point for point in expand(job) if not store.has_point(point["key"])]
+    return [point for point in expand(job) if not is_measured(point, store)]
+
+
+def is_measured(point, store):
+    """Whether the store has all of a point: of the baseline's distributions also the files that others are compared with."""
+    if point["stage"] != "reference" or store.has_folder("references", point["key"]):
+        return store.has_point(point["key"])
+    record = store.read_point(point["key"])
+    return record is not None and record["status"] != "ok"
+
+
+def start_label(scheme, start):
+    """What a variant's engine start is called in paths and plans: the scheme; of a second one `<scheme>+2`."""
+    return scheme if start in (None, 1) else f"{scheme}+{start}"
 
 
 def check_versions(points, installed):

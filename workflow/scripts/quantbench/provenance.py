@@ -20,6 +20,8 @@ PACKAGES = {
     "transformers": ("transformers",),
     "llmcompressor": ("llmcompressor",),
     "compressed-tensors": ("compressed-tensors",),
+    "torchao": ("torchao",),
+    "bitsandbytes": ("bitsandbytes",),
 }
 NVIDIA_FIELDS = ("name", "uuid", "driver_version", "clocks.sm", "clocks.mem", "power.limit", "mig.mode.current")
 

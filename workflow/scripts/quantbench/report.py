@@ -57,6 +57,7 @@ def render(manifest, tables, published=PUBLISHED, datasheets=DATASHEETS):
         sections_speed.serving(context),
         sections_quality.accuracy(context),
         sections_quality.perplexity(context),
+        *([sections_quality.fidelity(context)] if context.study.get("fidelity") else []),
         sections_quality.size(context),
         sections_kernels.kernels(context),
     ]

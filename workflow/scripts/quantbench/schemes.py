@@ -1,4 +1,4 @@
-"""Schemes: reading config/schemes/*.yaml, what of them goes into a checkpoint, and whether they fit a model.
+"""Schemes: reading config/schemes/*.yaml, and what of them goes into a checkpoint (model_fit.py: whether they fit a model).
 
 Pure, but for load_schemes, which needs pyyaml and jsonschema and so runs only in the workflow's environment.
 """
@@ -16,37 +16,67 @@ SCHEMA = Path(__file__).parents[2] / "schemas" / "scheme.schema.json"
 # The modifiers that round weights; the others only prepare them.
 QUANTIZING = ("QuantizationModifier", "GPTQModifier")
 
-# What a format promises to compute: bits and type of the weights, bits of the activations (None: 16) -> name.
+# What a format promises to compute: number type of weights and of activations (None: 16-bit) -> name. A type is its
+# bits and kind; fp4 has groups of 16 with 8-bit floating-point scales, the mx types groups of 32 with powers of two.
 COMPUTES = {
-    (4, "int", None): "w4a16",
-    (4, "float", None): "w4a16",
-    (8, "int", None): "w8a16-int8",
-    (8, "float", None): "w8a16-fp8",
-    (8, "int", 8): "w8a8-int8",
-    (8, "float", 8): "w8a8-fp8",
-    (4, "float", 4): "w4a4-fp4",
+    ("int4", None): "w4a16",
+    ("int8", None): "w8a16-int8",
+    ("int4", "int8"): "w4a8",
+    ("int4", "fp8"): "w4a8-fp8",
+    ("int8", "int8"): "w8a8-int8",
+    ("fp8", None): "w8a16-fp8",
+    ("fp8", "fp8"): "w8a8-fp8",
+    ("fp4", None): "w4a16-fp4",
+    ("fp4", "fp4"): "w4a4-fp4",
+    ("mxfp4", None): "w4a16-mxfp4",
+    ("mxfp4", "mxfp4"): "w4a4-mxfp4",
+    ("mxfp8", "mxfp8"): "w8a8-mxfp8",
 }
 
 
 def load_schemes(folder):
-    """Every scheme of a folder as {name: scheme}; raises UserError naming file, key and nearest valid key."""
-    import yaml
+    """Every scheme of a folder as {name: scheme}, with what it extends filled in.
 
-    from quantbench.validation import load_yaml
-
+    A scheme is <folder>/<name>.yaml; what several share is in <folder>/base. Raises UserError naming file, key and
+    nearest valid key.
+    """
     schemes = {}
     for path in sorted(Path(folder).glob("*.yaml")):
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", path.stem):
             raise UserError(f"{path}: a scheme's name has only lower-case letters, digits and dashes")
-        try:
-            scheme = load_yaml(path.read_text())
-        except yaml.YAMLError as error:
-            raise UserError(f"{path}: not valid YAML: {error}") from error
+        scheme = _with_base(path, Path(folder) / "base", ())
         check_scheme(scheme, path)
         schemes[path.stem] = scheme
     if not schemes:
         raise UserError(f"{folder}: holds no scheme (<name>.yaml)")
     return schemes
+
+
+def _with_base(path, bases, seen):
+    """A file's mapping over that of the base it extends: mappings are merged key by key, all else is replaced."""
+    import yaml
+
+    from quantbench.validation import load_yaml
+
+    try:
+        found = load_yaml(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(found, dict) or "extends" not in found:
+        return found
+    name = found.pop("extends")
+    valid = sorted(base.stem for base in bases.glob("*.yaml"))
+    if name not in valid:
+        raise UserError(f"{path}: extends is {name!r}; valid are: {', '.join(valid) or 'none, since base/ is empty'}")
+    if name in seen:
+        raise UserError(f"{path}: extends goes round in a circle: {' -> '.join([*seen, name])}")
+    return _merged(_with_base(bases / f"{name}.yaml", bases, (*seen, name)), found)
+
+
+def _merged(base, own):
+    if not (isinstance(base, dict) and isinstance(own, dict)):
+        return own
+    return base | {key: _merged(base[key], value) if key in base else value for key, value in own.items()}
 
 
 def check_scheme(scheme, path):
@@ -85,18 +115,22 @@ def _explain(error, where):
 
 def _contradiction(scheme):
     """What the schema cannot say about a scheme's keys together, in one sentence, or None."""
-    format_, modifiers = scheme["format"], modifier_names(scheme)
-    if scheme["toolkit"] == "none":
-        for key, nothing in {"modifiers": [], "format": None, "targets": [], "ignore": [], "calibrated": False}.items():
+    format_, toolkit = scheme["format"], scheme["toolkit"]
+    if toolkit == "none":
+        nothings = {"modifiers": [], "format": None, "targets": [], "calibrated": False}
+        # What the engine quantizes while it loads, it may leave parts of alone.
+        nothings |= {} if scheme["engine_args"].get("quantization") else {"ignore": []}
+        for key, nothing in nothings.items():
             if scheme[key] != nothing:
                 return (
                     f"{key} must be {json.dumps(nothing)} when toolkit is none, since nothing is quantized beforehand"
                 )
         return None
     if format_ is None:
-        return "format must say how weights and input_activations are held when toolkit is llmcompressor"
-    if not modifiers or [name for name in modifiers if name in QUANTIZING] != modifiers[-1:]:
-        return f"modifiers must end with the one that quantizes, {' or '.join(QUANTIZING)}, and have no other of these"
+        return f"format must say how weights and input_activations are held when toolkit is {toolkit}"
+    complaint = _made_elsewhere(scheme) if toolkit == "prequantized" else _made_here(scheme)
+    if complaint:
+        return complaint
     if not scheme["targets"]:
         return "targets is empty, so nothing would be quantized; Linear means every linear layer"
     for side, arguments in format_.items():
@@ -104,12 +138,58 @@ def _contradiction(scheme):
             if arguments and (arguments["strategy"] in strategies) != (key in arguments):
                 verb = "is missing from" if arguments["strategy"] in strategies else "has no meaning in"
                 return f"{key} {verb} format.{side} with strategy {arguments['strategy']}"
-    if scheme["calibrated"] != needs_calibration(scheme):
-        return f"calibrated must be {str(needs_calibration(scheme)).lower()} for these modifiers and this format"
+    if layout_of(scheme) in NATIVE_LAYOUTS:
+        complaint = NATIVE_LAYOUTS[layout_of(scheme)](format_)
+        if complaint:
+            return f"layout {layout_of(scheme)} {complaint}"
     promised = promised_computation(format_)
     if scheme["computes"] != promised:
         return f"computes is {scheme['computes']}, but this format promises {promised or 'what has no name here'}"
     return None
+
+
+def _made_here(scheme):
+    """What llm-compressor would not make of a scheme, or None."""
+    modifiers = modifier_names(scheme)
+    if not modifiers or [name for name in modifiers if name in QUANTIZING] != modifiers[-1:]:
+        return f"modifiers must end with the one that quantizes, {' or '.join(QUANTIZING)}, and have no other of these"
+    if layout_of(scheme) == "fp8":
+        return "layout fp8 is only read (toolkit: prequantized); what is made here is in layout compressed-tensors"
+    if scheme["calibrated"] != needs_calibration(scheme):
+        return f"calibrated must be {str(needs_calibration(scheme)).lower()} for these modifiers and this format"
+    return None
+
+
+def _made_elsewhere(scheme):
+    for key, nothing in {"modifiers": [], "calibrated": False}.items():
+        if scheme[key] != nothing:
+            return f"{key} must be {json.dumps(nothing)} when toolkit is prequantized, since others made the checkpoint"
+    return None
+
+
+def _no_gptq(format_):
+    weights = format_["weights"]
+    fits = weights["type"] == "int" and weights["symmetric"] and weights["strategy"] == "group"
+    return None if fits and not format_["input_activations"] else "holds symmetric integer weights in groups, no more"
+
+
+def _no_awq(format_):
+    weights = format_["weights"]
+    fits = weights["type"] == "int" and weights["num_bits"] == 4 and weights["strategy"] == "group"
+    return None if fits and not format_["input_activations"] else "holds 4-bit integer weights in groups, and no more"
+
+
+def _no_fp8(format_):
+    return None if format_["weights"]["strategy"] == "block" else "holds FP8 weights in blocks, and no more"
+
+
+# Layouts of a checkpoint's tensors besides compressed-tensors', and what each of them cannot hold.
+NATIVE_LAYOUTS = {"gptq": _no_gptq, "awq": _no_awq, "fp8": _no_fp8}
+
+
+def layout_of(scheme):
+    """How the checkpoint's tensors lie: compressed-tensors, gptq, awq, or fp8."""
+    return scheme.get("layout", "compressed-tensors")
 
 
 def modifier_names(scheme):
@@ -117,32 +197,45 @@ def modifier_names(scheme):
 
 
 def needs_calibration(scheme):
-    """Whether the toolkit has to run calibration rows: for GPTQ, AWQ, SmoothQuant, and for static input scales."""
+    """Whether the toolkit has to run calibration rows: GPTQ, AWQ, SmoothQuant, static scales of inputs or KV cache."""
     inputs = (scheme["format"] or {}).get("input_activations")
     static_inputs = bool(inputs) and inputs["dynamic"] in (False, "local")
-    return static_inputs or any(name != "QuantizationModifier" for name in modifier_names(scheme))
+    data_driven = any(name != "QuantizationModifier" for name in modifier_names(scheme))
+    return static_inputs or bool(scheme.get("kv_cache")) or data_driven
 
 
 def promised_computation(format_):
     """The name of what a format computes, such as w4a16; bf16 for None; None where it has no name."""
     if format_ is None:
         return "bf16"
-    weights, inputs = format_["weights"], format_["input_activations"]
-    return COMPUTES.get((weights["num_bits"], weights["type"], inputs["num_bits"] if inputs else None))
+    return COMPUTES.get((number_type(format_["weights"]), number_type(format_["input_activations"])))
+
+
+def number_type(arguments):
+    """int4, int8, fp4, fp8, mxfp4 or mxfp8 of compressed-tensors' QuantizationArgs; None for None."""
+    if arguments is None:
+        return None
+    if arguments["type"] == "int":
+        return f"int{arguments['num_bits']}"
+    return ("mx" if arguments.get("scale_dtype") == "torch.uint8" else "") + f"fp{arguments['num_bits']}"
 
 
 def recipe_identity(scheme):
-    """The part of a scheme that decides a checkpoint's bytes: `recipe` in the checkpoint's identity."""
-    return {key: scheme[key] for key in ("toolkit", "modifiers", "format", "targets", "ignore")}
+    """The part of a scheme that decides a checkpoint's bytes: `recipe` in the checkpoint's identity.
+
+    What a scheme does not say is left out, so that a key added here leaves older checkpoints' identities as they were.
+    """
+    optional = [key for key in ("layout", "kv_cache") if scheme.get(key)]
+    return {key: scheme[key] for key in ("toolkit", "modifiers", "format", "targets", "ignore", *optional)}
 
 
 # --- the compressed-tensors format ----------------------------------------------------------------------------------
 
 
-def compressed_tensors_config(format_, targets, ignore):
+def compressed_tensors_config(format_, targets, ignore, kv_cache=None):
     """The `quantization_config` of a checkpoint in this format, as vLLM's CompressedTensorsConfig.from_config takes it.
 
-    A fresh deep copy each time: from_config changes what it is given.
+    kv_cache: QuantizationArgs of keys and values, or None. A fresh deep copy each time: from_config changes its argument.
     """
     name = format_name(format_)
     group = {"targets": list(targets), **copy.deepcopy(format_), "output_activations": None, "format": name}
@@ -152,7 +245,7 @@ def compressed_tensors_config(format_, targets, ignore):
         "format": name,
         "config_groups": {"group_0": group},
         "ignore": list(ignore),
-        "kv_cache_scheme": None,
+        "kv_cache_scheme": copy.deepcopy(kv_cache),
     }
 
 
@@ -160,86 +253,10 @@ def format_name(format_):
     """compressed-tensors' name of how a format is laid out in the file, by the rules of its compressors/format.py."""
     weights, inputs = format_["weights"], format_["input_activations"]
     if weights["type"] == "int":
-        return "int-quantized" if inputs else "pack-quantized"
+        # 4-bit weights with 8-bit inputs: the toolkit would store a byte each, and vLLM reads them packed only.
+        return "int-quantized" if inputs and weights["num_bits"] == 8 else "pack-quantized"
     if weights["num_bits"] == 4:
         return {16: "nvfp4-pack-quantized", 32: "mxfp4-pack-quantized"}[weights["group_size"]]
     if weights.get("group_size") == 32 and weights.get("scale_dtype") == "torch.uint8":
         return "mxfp8-quantized"
     return "float-quantized" if inputs else "naive-quantized"
-
-
-# --- does a scheme fit a model --------------------------------------------------------------------------------------
-
-
-def linear_layers(model_config):
-    """{layer name: (output features, input features)} of a Llama-like decoder, from its HF config.json.
-
-    Empty where the config lacks the keys: another architecture, which the toolkit checks itself, later.
-    """
-    config = model_config.get("text_config", model_config)
-    try:
-        hidden, heads, mlp = config["hidden_size"], config["num_attention_heads"], config["intermediate_size"]
-        layers, vocabulary = config["num_hidden_layers"], config["vocab_size"]
-    except KeyError:
-        return {}
-    head = config.get("head_dim") or hidden // heads
-    kv_heads = config.get("num_key_value_heads") or heads
-    of_layer = {
-        "self_attn.q_proj": (heads * head, hidden),
-        "self_attn.k_proj": (kv_heads * head, hidden),
-        "self_attn.v_proj": (kv_heads * head, hidden),
-        "self_attn.o_proj": (hidden, heads * head),
-        "mlp.gate_proj": (mlp, hidden),
-        "mlp.up_proj": (mlp, hidden),
-        "mlp.down_proj": (hidden, mlp),
-    }
-    shapes = {f"model.layers.{i}.{name}": shape for i in range(layers) for name, shape in of_layer.items()}
-    return {**shapes, "lm_head": (vocabulary, hidden)}
-
-
-def names_layer(name, patterns):
-    """Whether a linear layer is meant by targets or ignore, as compressed-tensors matches them (utils/match.py)."""
-    return any(
-        pattern == "Linear"
-        or (re.match(pattern.removeprefix("re:"), name) if pattern.startswith("re:") else pattern == name)
-        for pattern in patterns
-    )
-
-
-def check_scheme_fits(scheme, model_config):
-    """Raise UserError naming the layers whose sizes a scheme's groups or blocks do not divide, and what would.
-
-    scheme: the scheme, or its recipe; model_config: the model's HF config.json.
-    """
-    if not scheme["format"]:
-        return
-    layers = {
-        name: shape
-        for name, shape in linear_layers(model_config).items()
-        if names_layer(name, scheme["targets"]) and not names_layer(name, scheme["ignore"])
-    }
-    for side, arguments in scheme["format"].items():
-        size = (arguments or {}).get("group_size")
-        if size:
-            # Groups run along the input features; neither toolkit nor engine has a rest group.
-            _check(layers, side, "group_size", size, {name: inputs for name, (_, inputs) in layers.items()}, "input")
-    rows = (scheme["format"]["weights"].get("block_structure") or [None])[0]
-    if rows:
-        # Blocks may be cut off at the edges, except inside a layer that vLLM fuses: there every part but the last
-        # has to end with a block (validate_fp8_block_shape in quantization/utils/fp8_utils.py).
-        inner = {name: outputs for name, (outputs, _) in layers.items() if re.search(r"\.(q|k|gate)_proj$", name)}
-        _check(layers, "weights", "block_structure", rows, inner, "output")
-
-
-def _check(layers, side, key, size, features, which):
-    wrong = {name: count for name, count in features.items() if count % size}
-    if not wrong:
-        return
-    # One name per kind of layer: model.layers.0.mlp.down_proj ... 31 become mlp.down_proj.
-    kinds = {re.sub(r"^model\.layers\.\d+\.", "", name): count for name, count in wrong.items()}
-    listed = ", ".join(f"{name} ({count} {which} features)" for name, count in kinds.items())
-    fitting = [str(fit) for fit in (16, 32, 64, 128, 256) if all(count % fit == 0 for count in features.values())]
-    raise UserError(
-        f"format.{side}.{key} {size} does not divide {listed}; sizes that divide all layers: "
-        f"{', '.join(fitting) or 'none of 16 to 256'}; or put these layers into ignore"
-    )

@@ -8,7 +8,7 @@ A section is {"id", "title", "intro", "missing", "notices", "legend", "groups"};
 
 import polars as pl
 
-from quantbench import charts, decision, display
+from quantbench import charts, decision, display, verdict
 
 NOT_ASKED = "The study's config has no section “{stage}”."
 NOTHING_OK = "Asked for, but no point was measured: see what is missing, and why, below."
@@ -23,7 +23,8 @@ class Context:
         self.confidence = self.study.get("repeats", {}).get("confidence", 0.95)
         self.look = charts.looks(self.study["schemes"], self.baseline)
         self.models = [model["name"] for model in self.study["models"]]
-        self.summary = decision.summarize(tables, self.baseline, self.confidence)
+        margins = verdict.MARGINS | self.study.get("margins", {})
+        self.summary = decision.summarize(tables, self.baseline, self.confidence, margins=margins)
         self.decisions = decision.choose(self.summary)
         self.promises = self._promises()
 

@@ -1,7 +1,8 @@
-"""The report's sections on quality and size: accuracy, perplexity, checkpoints."""
+"""The report's sections on quality and size: accuracy, perplexity, fidelity, checkpoints."""
 
 from quantbench import charts, display
 from quantbench.sections import panel, point
+from quantbench.verdict import BETTER, EQUAL, UNCLEAR, WORSE
 
 TINY = (
     "“{names}” is a small synthetic model, trained by this workflow on made-up arithmetic, with outlier channels "
@@ -28,17 +29,25 @@ def notices(context):
 def accuracy(context):
     intro = (
         "Share of questions answered right, with its {ci} % Wilson interval; the dashed line is {baseline}. These "
-        "intervals are each scheme's own. Whether a scheme differs is told by the comparison question by question, in "
-        "the heading and in the numbers: exact McNemar test, Holm-adjusted over the schemes."
+        "intervals are each scheme's own. Whether a scheme differs is told question by question, in the heading and in the "
+        "numbers: worse or better by the exact McNemar test, Holm-adjusted over the schemes; equal where the whole interval "
+        "of the difference (Tango's score interval) lies within the margin."
     )
-    groups, keys = [], ("task", "dataset", "shots")
+    groups, keys = [], ("task", "dataset", "shots", "chat_template")
     for gpu, model, entries in _variants(context):
         tasks = dict.fromkeys(tuple(found[k] for k in keys) for entry in entries for found in entry["accuracy"])
         for task in tasks:
             mine = [(e["scheme"], f) for e in entries for f in e["accuracy"] if tuple(f[k] for k in keys) == task]
-            kicker = f"{gpu} · {model} · {task[0]} on {task[1]}, {task[2]} solved examples in the prompt"
+            kicker = f"{gpu} · {model} · {_task_words(*task)}"
             groups.append({"kicker": kicker, **_accuracy_group(context, mine)})
     return context.section("accuracy", "Accuracy", intro, groups, notices=notices(context))
+
+
+def _task_words(task, dataset, shots, chat_template):
+    """The task as a heading says it: "gsm8k on arithmetic, 3 solved examples in the prompt"."""
+    said = f"{task} on {dataset}" if dataset else task
+    said += "" if shots is None else f", {shots} solved example{'' if shots == 1 else 's'} in the prompt"
+    return said + (", through the chat template" if chat_template else "")
 
 
 def _accuracy_group(context, mine):
@@ -50,38 +59,72 @@ def _accuracy_group(context, mine):
         rows = []
         for scheme, found in read:
             rows.append(point(scheme, None, (found["share"], found["low"], found["high"]), display.share))
-            beside = ["", "", ""]
-            if "difference" in found:
-                estimate = (found["difference"], found["difference_low"], found["difference_high"])
-                unseen = found["smallest_detectable"]
-                beside = [display.with_interval(estimate, display.points), found["words"]]
-                beside.append(display.MISSING if unseen is None else f"{100 * unseen:.1f}")
             right = f"{round(found['share'] * found['n'])} of {found['n']}"
-            table.append([scheme, name, right, rows[-1]["text"], *beside])
+            table.append([scheme, name, right, rows[-1]["text"], *_beside(found)])
         reference = next((row["value"] for row in rows if row["scheme"] == context.baseline), None)
         chart = charts.intervals(rows, context.look, x_title="answered right", reference=reference, percent=True)
         panels.append(panel(f"Answers read by {name}", chart, rows))
     columns = ["scheme", "answer read by", "right", "share", f"against {context.baseline}, points", "verdict"]
+    columns += [f"recovery, of {context.baseline}’s share", "lost and won", "p, Holm", "paired bootstrap, points"]
     columns.append("smallest loss it could show, points")
     compared = [(scheme, found) for scheme, found in mine if found["decides"] and "words" in found]
-    heading = _loss_heading(context, compared)
-    return {"heading": heading, "panels": panels, "notes": [], "numbers": {"columns": columns, "rows": table}}
+    heading, notes = _loss_heading(context, compared), _noise_notes(context, mine) + _length_notes(mine)
+    return {"heading": heading, "panels": panels, "notes": notes, "numbers": {"columns": columns, "rows": table}}
+
+
+def _beside(found):
+    """What stands beside the baseline, cell by cell; nothing of the baseline itself."""
+    if "difference" not in found:
+        return [""] * 7
+    estimate = (found["difference"], found["difference_low"], found["difference_high"])
+    recovery = (found["recovery"], found["recovery_low"], found["recovery_high"])
+    unseen = found["smallest_detectable"]
+    return [
+        display.with_interval(estimate, display.points),
+        found["words"],
+        display.with_interval(recovery, display.share),
+        f"{found['lost']} lost, {found['won']} won",
+        f"{found['p_holm']:.2g}",
+        display.interval(*found["bootstrap"], display.points),
+        display.MISSING if unseen is None else f"{100 * unseen:.1f}",
+    ]
+
+
+def _noise_notes(context, mine):
+    """What the baseline changed from one start of its own to the next."""
+    noise = next((found["noise"] for _, found in mine if found["decides"] and found.get("noise")), None)
+    if noise is None:
+        return []
+    estimate = tuple(noise[name] for name in ("difference", "difference_low", "difference_high"))
+    changed = f"{noise['lost'] + noise['won']} of {noise['pairs']} answers"
+    return [
+        f"Noise floor: started again, {context.baseline} itself changed from right to wrong or back in {changed} "
+        f"({display.with_interval(estimate, display.points)} points). A scheme is called better or worse only where it is "
+        f"beside every one of the {noise['starts']} starts."
+    ]
+
+
+def _length_notes(mine):
+    """Schemes whose answers ramble, or end early."""
+    lengths = [(scheme, found["length"]) for scheme, found in mine if found.get("length")]
+    return [f"{scheme}, {length['words']}." for scheme, length in lengths if length["words"]]
 
 
 def _loss_heading(context, compared):
     if not compared:
         return f"Nothing stands beside {context.baseline} to compare"
-    changed = sorted((f["difference"], scheme) for scheme, f in compared if f["words"].startswith(("better", "worse")))
-    unclear = [scheme for scheme, found in compared if found["words"].startswith("cannot tell")]
-    asked = compared[0][1]["n"]
-    losses = display.listed(f"{scheme} {display.points(difference)}" for difference, scheme in changed)
-    said = [f"in percentage points against {context.baseline}, {losses}"]
-    if not changed:
-        said = [f"no scheme is shown to differ from {context.baseline} on {asked} questions"]
-    if unclear:
-        said.append(f"too few questions to tell for {display.listed(unclear)}")
-    if changed and len(changed) + len(unclear) < len(compared):
-        said.append("no significant difference for the others")
+    kinds = {kind: [scheme for scheme, found in compared if found["kind"] == kind] for kind in (EQUAL, UNCLEAR)}
+    changed = sorted((f["difference"], scheme) for scheme, f in compared if f["kind"] in (BETTER, WORSE))
+    said = []
+    if changed:
+        losses = display.listed(f"{scheme} {display.points(difference)}" for difference, scheme in changed)
+        said.append(f"in percentage points against {context.baseline}, {losses}")
+    if kinds[EQUAL]:
+        words = next(found["words"] for _, found in compared if found["kind"] == EQUAL)
+        said.append(f"{words}: {display.listed(kinds[EQUAL])}")
+    if kinds[UNCLEAR]:
+        asked = compared[0][1]["n"]
+        said.append(f"{asked} questions cannot tell of {display.listed(kinds[UNCLEAR])}")
     heading = "; ".join(said)
     return heading[0].upper() + heading[1:]
 
@@ -108,18 +151,73 @@ def _perplexity_group(context, mine):
                 point(scheme, None, (found["ratio"], found["low"], found["high"]), lambda ratio: f"{ratio:.4f}")
             )
             cells = [rows[-1]["text"], found["words"]]
+        elif found.get("noise"):
+            noise = tuple(found["noise"][name] for name in ("ratio", "low", "high"))
+            cells = [display.with_interval(noise, lambda ratio: f"{ratio:.4f}"), "noise floor: started again"]
         table.append([scheme, f"{found['perplexity']:.4g}", *cells])
-    worse = [(found["ratio"], scheme) for scheme, found in mine if found.get("words", "").startswith("worse")]
+    worse = [(found["ratio"], scheme) for scheme, found in mine if found.get("kind") == WORSE]
     if not rows:
         heading = f"Nothing stands beside {context.baseline} to compare"
     elif not worse:
-        heading = f"No scheme's perplexity is measurably above that of {context.baseline}"
+        heading = f"No scheme's perplexity is called worse than that of {context.baseline}"
     else:
         heading = f"{max(worse)[1]} loses most: {max(worse)[0]:.3g} times the perplexity of {context.baseline}"
     chart = rows and charts.intervals(rows, context.look, x_title=f"× {context.baseline}", reference=1)
     panels = [panel(f"Perplexity over {context.baseline}", chart, rows)] if rows else []
     columns = ["scheme", "perplexity", f"over {context.baseline}", "verdict"]
     return {"heading": heading, "panels": panels, "notes": [], "numbers": {"columns": columns, "rows": table}}
+
+
+def fidelity(context):
+    intro = (
+        "How far the next-token distribution is from that of {baseline} on the same text: Kullback-Leibler divergence in "
+        "nats per token, and the share of tokens at which the likeliest one is the same. {ci} % intervals, documents "
+        "resampled. Divergence is summed over the likeliest tokens and all others as one, a bound from below. It sees what "
+        "accuracy cannot: answers may stay right by chance, and perplexity may even improve."
+    )
+    groups = []
+    for gpu, model, entries in _variants(context):
+        for dataset in dict.fromkeys(found["dataset"] for entry in entries for found in entry["fidelity"]):
+            mine = [(e["scheme"], f) for e in entries for f in e["fidelity"] if f["dataset"] == dataset]
+            groups.append({"kicker": f"{gpu} · {model} · {dataset}", **_fidelity_group(context, mine)})
+    return context.section("fidelity", "Fidelity to the baseline", intro, groups, notices=notices(context))
+
+
+FIDELITY = (("kl", "Divergence, nats per token", lambda v: f"{v:.3g}"), ("top1", "Same likeliest token", display.share))
+
+
+def _fidelity_group(context, mine):
+    rows = {
+        name: [
+            point(scheme, None, tuple(f[n] for n in (name, f"{name}_low", f"{name}_high")), shown) for scheme, f in mine
+        ]
+        for name, _, shown in FIDELITY
+    }
+    noise = next((found for scheme, found in mine if scheme == context.baseline), None)
+    panels = []
+    for name, title, _ in FIDELITY:
+        drawn = [row for row in rows[name] if row["scheme"] != context.baseline]
+        if drawn:
+            options = {"reference": noise and noise[name], "percent": name == "top1"}
+            axis = "of tokens" if name == "top1" else "nats per token"
+            chart = charts.intervals(drawn, context.look, x_title=axis, **options)
+            panels.append(panel(title, chart, drawn))
+    others = [(found["kl"], scheme) for scheme, found in mine if scheme != context.baseline]
+    heading = f"Nothing stands beside {context.baseline} to compare"
+    if others:
+        (least, closest), (most, furthest) = min(others), max(others)
+        heading = f"{closest} stays closest to {context.baseline}: {least:.2g} nats per token"
+        heading += f"; furthest is {furthest}: {most:.2g}" if len(others) > 1 else ""
+    notes = []
+    if noise:
+        floor = f"{rows['kl'][[s for s, _ in mine].index(context.baseline)]['text']} nats per token"
+        notes.append(f"Noise floor (dashed): {context.baseline} started again is {floor} from its own first start.")
+    table = [
+        [scheme, kl["text"], top1["text"], f"{found['tokens']:,} in {found['documents']}", found["words"]]
+        for (scheme, found), kl, top1 in zip(mine, rows["kl"], rows["top1"], strict=True)
+    ]
+    columns = ["scheme", "divergence, nats per token", "same likeliest token", "tokens in documents", "noise"]
+    return {"heading": heading, "panels": panels, "notes": notes, "numbers": {"columns": columns, "rows": table}}
 
 
 def _variants(context):

@@ -3,7 +3,7 @@
 from quantbench import charts, display
 from quantbench.comparison import P99_REQUESTS
 from quantbench.sections import panel, parts, point, rescaled
-from quantbench.statistics import median_ci, quantile_ci, ratio_of_medians_ci, ratio_of_quantiles_ci
+from quantbench.statistics import median_ci, quantile_ci
 
 SERVING_TIMES = (
     ("Time to first token, median", "first_token_s", 0.5),
@@ -39,16 +39,14 @@ def _batches(context, stage):
         times = {place: part["elapsed_s"].to_list() for place, part in parts(frame, ["scheme", "batch_size"])}
         shown = display.seconds if stage == "latency" else lambda value: display.rate(value, "tokens/s")
         made, gains = [], []
+        compared = _gains(context, gpu, model, stage, inputs, outputs)
         for (scheme, batch), values in times.items():
             estimate = median_ci(values, context.confidence)
             if stage == "throughput":
                 estimate = _rate(batch * outputs, estimate)
             made.append(point(scheme, batch, estimate, shown))
-            base = times.get((context.baseline, batch))
-            if base and scheme != context.baseline:
-                # The ratio of the baseline's time to the scheme's: above 1 is faster.
-                gain = ratio_of_medians_ci(values, base, context.confidence)
-                gains.append(point(scheme, batch, gain, display.factor))
+            if (scheme, batch) in compared:
+                gains.append(point(scheme, batch, compared[scheme, batch], display.factor))
         kicker = f"{gpu} · {model} · {inputs} tokens in, {outputs} out"
         groups.append(
             {
@@ -57,6 +55,18 @@ def _batches(context, stage):
             }
         )
     return groups
+
+
+def _gains(context, gpu, model, metric, inputs, outputs, load=None):
+    """{(scheme, batch size or load level): (gain, low, high)}: the summary's, so that page and first screen agree."""
+    entries = [entry for entry in context.summary if (entry["gpu"], entry["model"]) == (gpu, model)]
+    return {
+        (entry["scheme"], speed.get("batch_size", speed.get("level"))): (speed["gain"], speed["low"], speed["high"])
+        for entry in entries
+        for speed in (entry["speed"] if load else entry["batches"])
+        if (speed["metric"], speed["input_tokens"], speed["output_tokens"]) == (metric, inputs, outputs)
+        and speed.get("load") == load
+    }
 
 
 def _batch_group(context, stage, gpu, model, made, gains):
@@ -117,11 +127,11 @@ def serving(context):
     groups, keys = [], ["gpu", "model", "input_tokens_asked", "output_tokens_asked", "load"]
     for (gpu, model, inputs, outputs, load), frame in context.grouped("serving", keys):
         kicker = f"{gpu} · {model} · {inputs} tokens in, {outputs} out · by {SERVING_LOADS[load][1]}"
-        groups.append({"kicker": kicker, **_load_group(context, gpu, model, load, frame)})
+        groups.append({"kicker": kicker, **_load_group(context, gpu, model, load, inputs, outputs, frame)})
     return context.section("serving", "Serving", intro, groups)
 
 
-def _load_group(context, gpu, model, load, frame):
+def _load_group(context, gpu, model, load, inputs, outputs, frame):
     column, x_title, where = SERVING_LOADS[load]
     samples = {
         (scheme, x, name): (part[name] - part["scheduled_s"]).drop_nulls().to_list()
@@ -146,16 +156,15 @@ def _load_group(context, gpu, model, load, frame):
         for row in rows:
             texts.setdefault((row["scheme"], row["x"]), {})[title] = row["text"]
     most = max(x for _, x, _ in samples)
-    base = samples.get((context.baseline, most, "finished_s"))
     gains = [
-        point(scheme, x, ratio_of_quantiles_ci(values, base, 0.5, context.confidence), display.factor)
-        for (scheme, x, name), values in samples.items()
-        if base and values and (name, x) == ("finished_s", most) and scheme != context.baseline
+        point(scheme, x, gain, display.factor)
+        for (scheme, x), gain in _gains(context, gpu, model, "e2e_p50", inputs, outputs, load).items()
+        if x == most
     ]
     how = "gives the median answer {gain} as fast as {base}"
     heading = _heading(context, gpu, model, gains, most, where.format(x=most), how)
     fewest = min(len(values) for values in samples.values())
-    caveat = f"The p99 of {fewest} requests is little more than the slowest one. It takes {P99_REQUESTS} and more."
+    caveat = f"The p99 of {fewest} requests is little more than the slowest one, and has no interval: that takes {P99_REQUESTS}."
     titles = [shown["title"] for shown in panels]
     table = [[s, f"{x:g}", *(cells.get(title, "") for title in titles)] for (s, x), cells in texts.items()]
     return {

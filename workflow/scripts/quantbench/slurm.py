@@ -249,7 +249,7 @@ class Watch:
         if job.restarts > self.restarts.get(job.id, 0):
             self.say(
                 f"{what}: Slurm queued job {job.id} again, since its node failed or a job of higher priority took it;"
-                " its points are kept, nothing is to be done"
+                " its points are kept, and it goes on when Slurm starts it again"
             )
         if job.state in FAILURES and self.states.get(job.id) != job.state:
             said = own_words(info.aux["slurm_logfile"]) if job.state == "FAILED" else None

@@ -20,8 +20,12 @@ from quantbench.store import write_atomically
 
 
 def stage(job, store, pins=sources.PINS):
-    """Put a model or data set into the store; returns its key and folder. Raises UserError when it cannot be had."""
+    """Put a model, data set or task's data into the store; returns key and folder. Raises UserError when it cannot be had."""
     kind = job["kind"]
+    if kind == "task":
+        from quantbench.staging_tasks import stage_task
+
+        return stage_task(job, store, pins)
     identity = job["identity"] or _resolve(job, pins)
     entry_key = key(identity)
     if not store.has_folder(f"{kind}s", entry_key):
@@ -41,7 +45,10 @@ def stage(job, store, pins=sources.PINS):
 
 
 def count_rows(path, job):
-    """Rows of a JSONL file, each of which must be an object with the texts question and answer, or the text `text`."""
+    """Rows of a JSONL file, each of which must be an object with the texts question and answer, or the text `text`.
+
+    Where only tasks with columns of their own read it (job `texts` is false), any object is a row.
+    """
     rows = 0
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
@@ -52,6 +59,11 @@ def count_rows(path, job):
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{place}: not valid JSON: {error.msg}") from None
+            if not job.get("texts", True):
+                if not isinstance(row, dict):
+                    raise UserError(f"{place}: a row is a JSON object, with the columns that its task reads")
+                rows += 1
+                continue
             texts = {name for name, value in row.items() if isinstance(value, str)} if isinstance(row, dict) else set()
             if not ({"question", "answer"} <= texts or "text" in texts):
                 raise UserError(f"{place}: a row has the texts question and answer, or the text `text`")
@@ -82,18 +94,18 @@ def _resolve(job, pins_path):
         pins = sources.read_pins(pins_path)
         name = sources.pin_name(job["kind"], source)
         if name not in pins:
-            pins[name] = _commit(job, job["revision"])
+            pins[name] = hub_commit(job, job["revision"])
             write_atomically(pins_path, json.dumps(pins, indent=1, sort_keys=True) + "\n")
     if job["kind"] == "dataset":
         return sources.dataset_identity(source, job["subset"], pins)
     return sources.model_identity(source, pins, code=job.get("trust_remote_code", False))
 
 
-def _commit(job, revision):
+def hub_commit(job, revision):
     from huggingface_hub import HfApi
 
     info = HfApi().model_info if job["kind"] == "model" else HfApi().dataset_info
-    return _asked(job, lambda: info(job["hub"], revision=revision).sha)
+    return asked_hub(job, lambda: info(job["hub"], revision=revision).sha)
 
 
 def _download(job, commit, folder):
@@ -103,7 +115,7 @@ def _download(job, commit, folder):
         code = job.get("trust_remote_code", False)
         # Patterns match across slashes, and what lies deeper is the same weights in other formats.
         wanted = {"allow_patterns": sources.model_patterns(code), "ignore_patterns": ["*/*", sources.MISTRAL_WEIGHTS]}
-        cached = _asked(job, lambda: snapshot_download(job["hub"], revision=commit, **wanted))
+        cached = asked_hub(job, lambda: snapshot_download(job["hub"], revision=commit, **wanted))
         try:
             files = sources.model_files(cached, code)
         except UserError as error:
@@ -114,12 +126,12 @@ def _download(job, commit, folder):
     from datasets import load_dataset
 
     # Tells whether it is there at all; load_dataset's own words for that are worse.
-    _commit(job, commit)
+    hub_commit(job, commit)
     # The prefix: a folder here that happens to be called org/name is not what is meant. A cache of its own: where anything
     # goes wrong, load_dataset would take whatever commit of this data set its cache has.
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as cache:
         source = {"path": f"hf://datasets/{job['hub']}", "name": job["subset"], "revision": commit, "cache_dir": cache}
-        splits = _asked(job, lambda: load_dataset(**source))
+        splits = asked_hub(job, lambda: load_dataset(**source))
         for name, rows in splits.items():
             rows.to_json(folder / f"{name}.jsonl", lines=True, force_ascii=False)
 
@@ -136,7 +148,7 @@ def _where(job):
     return f"{job['kind']} {job['name']!r}, {job['source']}"
 
 
-def _asked(job, call):
+def asked_hub(job, call):
     """The hub's answer, with its refusals in the user's words."""
     try:
         return call()

@@ -1,38 +1,81 @@
-"""Intervals, paired tests and sample sizes: everything a comparison of two schemes needs, on numpy and scipy alone.
+"""Intervals of medians, quantiles, ratios and means per token, and Holm's adjustment, on numpy and scipy alone.
 
 Baseline first, always: a difference is `value - baseline`, a ratio is `value / baseline`. Generators are seeded, so the
-same data give the same interval. A sample too small for an interval gives None, not a guess.
+same data give the same interval. A sample too small for an interval gives None, not a guess. What the intervals hold in
+simulation is in tests/bench/error_rates.py. Pairs of right and wrong answers are paired.py's.
 """
 
 import functools
 import math
 
 import numpy as np
-from scipy.special import bdtr, ndtri
+from scipy.special import bdtr, ndtr, stdtr, stdtrit
 
 SEED = 0
 RESAMPLES = 10_000
+
+# From so few documents resampling often draws one alone: 5 documents do so in 5 / 5^5 = 0.2 % of the resamples, 4 in 2 %.
+STUDENTIZED = 5
 
 # Numbers held at once while resampling (8 bytes each): a long data set is resampled in blocks of this many.
 BLOCK_ITEMS = 4_000_000
 
 
 def median_ci(values, confidence=0.95):
-    """Median and its percentile bootstrap interval (Efron 1979): (median, low, high); low and high None below 2 values.
+    """Median and its interval: (median, low, high); low and high None below 2 values.
 
-    From n values the interval cannot leave [least, greatest], which holds the true median with chance 1 - 2 (1/2)^n at
-    most: 75 % for 3 repeats, 94 % for 5. Intervals of very few repeats are narrower than they claim to be.
+    Order statistics, as `quantile_ci`. Fewer than 6 values have none at 95 %: their range holds the true median with
+    chance 1 - 2 (1/2)^n, 75 % for 3 and 94 % for 5. There it is joined by Student's interval of the mean, which knows
+    how much more than the range of 3 values there may be.
     """
-    return quantile_ci(values, 0.5, confidence)
+    values = np.sort(_sample(values))
+    estimate = float(np.median(values))
+    if len(values) < 2:
+        return estimate, None, None
+    if spans(len(values), 0.5, confidence):
+        return estimate, *_order_statistics(values, 0.5, confidence)
+    half = student(confidence, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    mean = float(values.mean())
+    return estimate, min(float(values[0]), mean - half), max(float(values[-1]), mean + half)
 
 
 def quantile_ci(values, q, confidence=0.95):
-    """Quantile q in [0, 1], linearly interpolated, and its percentile bootstrap interval; as `median_ci`."""
-    values = _sample(values)
+    """Quantile q in [0, 1], linearly interpolated, and its distribution-free interval; for q = 1/2 as `median_ci`.
+
+    The ends are the values at ranks r and s of n, counted from 1, the innermost that leave the quantile out with chance
+    (1 - confidence) / 2 at most on either side: P(Binomial(n, q) < r) and P(Binomial(n, q) >= s) (David and Nagaraja
+    2003, 7.1). low and high are None where there are no such ranks (`spans`): the greatest of 20 values is below the
+    0.99 quantile with chance 0.99^20 = 82 %.
+    """
+    if q == 0.5:
+        return median_ci(values, confidence)
+    values = np.sort(_sample(values))
     estimate = float(np.quantile(values, q))
-    if len(values) < 2:
+    if not spans(len(values), q, confidence):
         return estimate, None, None
-    return estimate, *_interval(resampled_quantiles(values, q, stream=0), confidence)
+    return estimate, *_order_statistics(values, q, confidence)
+
+
+def _order_statistics(values, q, confidence):
+    n, tail = len(values), (1 - confidence) / 2
+    # chance[k] = P(Binomial(n, q) <= k); rank r = k + 1 is values[k].
+    chance = bdtr(np.arange(n), n, q)
+    low = int(np.searchsorted(chance, tail, side="right")) - 1
+    high = int(np.searchsorted(chance, 1 - tail, side="left"))
+    return float(values[low]), float(values[high])
+
+
+def spans(n, q, confidence):
+    """Whether n values may hold their quantile q between two of them at this confidence: q^n and (1 - q)^n are its tails."""
+    return n > 1 and max(q**n, (1 - q) ** n) <= (1 - confidence) / 2
+
+
+def values_to_span(q, confidence=0.95):
+    """The fewest values with an interval of quantile q: 6 for the median at 95 %, 368 for the p99."""
+    n = 2
+    while not spans(n, q, confidence):
+        n += 1
+    return n
 
 
 def narrow_enough(values, repeats):
@@ -52,62 +95,75 @@ def narrow_enough(values, repeats):
 def ratio_of_medians_ci(baseline, values, confidence=0.95):
     """median(values) / median(baseline) and its bootstrap interval, both samples resampled independently.
 
-    (ratio, low, high); low and high None when either sample has fewer than 2 values. Raises ValueError unless every
+    (ratio, low, high); low and high None when either sample has fewer than 2 values. Where one of them is too small for
+    an interval of its own (`median_ci`), Welch's interval of the logarithms is joined. Raises ValueError unless every
     value is positive.
     """
     return ratio_of_quantiles_ci(baseline, values, 0.5, confidence)
 
 
 def ratio_of_quantiles_ci(baseline, values, q, confidence=0.95):
-    """As `ratio_of_medians_ci` for quantile q: the p99 of request latencies is q = 0.99."""
+    """As `ratio_of_medians_ci` for quantile q: the p99 of request latencies is q = 0.99. None as in `quantile_ci`."""
     baseline, values = _sample(baseline), _sample(values)
     if min(baseline.min(), values.min()) <= 0:
         raise ValueError("a ratio of times needs positive times")
     ratio = float(np.quantile(values, q) / np.quantile(baseline, q))
-    if min(len(baseline), len(values)) < 2:
+    fewest = min(len(baseline), len(values))
+    if fewest < 2 or (q != 0.5 and not spans(fewest, q, confidence)):
         return ratio, None, None
     below, above = resampled_quantiles(baseline, q, stream=0), resampled_quantiles(values, q, stream=1)
-    return ratio, *_interval(above / below, confidence)
+    low, high = _interval(above / below, confidence)
+    if not spans(fewest, q, confidence):
+        apart, half = _welch(np.log(baseline), np.log(values), confidence)
+        low, high = min(low, math.exp(apart - half)), max(high, math.exp(apart + half))
+    return ratio, low, high
 
 
-def wilson(successes, n, confidence=0.95):
-    """Wilson's score interval of a share (Wilson 1927): (low, high), within [0, 1] also at 0 and n successes.
+def p_of_equal_medians(baseline, values):
+    """Two-sided p-value of a ratio of medians of 1; None below 2 values of either.
 
-    centre = (p + z^2 / 2n) / (1 + z^2 / n),  half = z / (1 + z^2 / n) * sqrt(p (1 - p) / n + z^2 / 4n^2)
+    Bootstrap: p = 2 min(#(ratio <= 1) + 1, #(ratio >= 1) + 1) / (resamples + 1), at most 1 (Davison and Hinkley 1997,
+    4.4). Two samples of 3 that do not overlap, which chance makes one time in ten, would have p = 0.0002 by it: where a
+    sample is too small for an interval of its own (`median_ci`) it is at least Welch's p-value of the logarithms.
     """
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} of {n} is no share")
-    z = _z_two_sided(confidence)
-    p, shrink = successes / n, 1 + z * z / n
-    centre = (p + z * z / (2 * n)) / shrink
-    half = z / shrink * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # Exact by algebra at the ends; rounding would leave 1e-17 there.
-    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+    baseline, values = _sample(baseline), _sample(values)
+    fewest = min(len(baseline), len(values))
+    if fewest < 2:
+        return None
+    ratios = resampled_quantiles(values, 0.5, stream=1) / resampled_quantiles(baseline, 0.5, stream=0)
+    rarer = min(int((ratios <= 1).sum()), int((ratios >= 1).sum()))
+    p = min(1.0, 2 * (rarer + 1) / (len(ratios) + 1))
+    if spans(fewest, 0.5, 0.95):
+        return p
+    apart, error, freedom = _apart(np.log(baseline), np.log(values))
+    return max(p, 2 * float(stdtr(freedom, -abs(apart) / error))) if error else p
 
 
-def discordant(baseline_correct, correct):
-    """Pairs that differ: (right in the baseline only, right in the other only)."""
-    baseline_correct, correct = _pairs(baseline_correct, correct, bool)
-    return int(np.sum(baseline_correct & ~correct)), int(np.sum(~baseline_correct & correct))
+def _apart(a, b):
+    """(mean of b - mean of a, its standard error, degrees of freedom by Welch and Satterthwaite)."""
+    parts = [sample.var(ddof=1) / len(sample) for sample in (a, b)]
+    variance = sum(parts)
+    freedom = (
+        variance**2 / sum(part**2 / (len(s) - 1) for part, s in zip(parts, (a, b), strict=True)) if variance else 1
+    )
+    return float(b.mean() - a.mean()), math.sqrt(variance), float(freedom)
 
 
-def mcnemar_exact(baseline_correct, correct):
-    """Two-sided exact McNemar test (McNemar 1947, binomial form): the p-value of "neither is better".
+def _welch(a, b, confidence):
+    apart, error, freedom = _apart(a, b)
+    return apart, student(confidence, freedom) * error
 
-    Of the n pairs that differ, either side wins with chance 1/2: p = min(1, 2 P(Binomial(n, 1/2) <= the smaller side)).
-    No pair differs: p = 1.
-    """
-    lost, won = discordant(baseline_correct, correct)
-    if lost + won == 0:
-        return 1.0
-    return min(1.0, 2 * float(bdtr(min(lost, won), lost + won, 0.5)))
+
+def student(confidence, freedom):
+    """Student's t of a two-sided interval: 12.7 for 95 % and one degree of freedom."""
+    return float(stdtrit(freedom, 0.5 + confidence / 2))
 
 
 def paired_bootstrap_ci(a, b, confidence=0.95):
     """mean(b) - mean(a) over pairs, and its percentile bootstrap interval (Efron 1979), pairs resampled together.
 
     (difference, low, high); low and high None below 2 pairs. With no pair that differs the interval is [0, 0], which
-    says how the sample varies, not how the truth could: put `smallest_detectable_difference` beside it.
+    says how the sample varies, not how the truth could: of right and wrong answers `paired.difference_ci` decides.
     """
     a, b = _pairs(a, b, float)
     differences = b - a
@@ -121,7 +177,46 @@ def paired_bootstrap_ci(a, b, confidence=0.95):
         means = drawn @ values / len(differences)
     else:
         means = _in_blocks(rng, len(differences), lambda picked: differences[picked].mean(axis=1))
-    return float(differences.mean()), *_interval(means, confidence)
+    return float(differences.mean()), *_interval(means, confidence, len(differences))
+
+
+def mean_per_token_ci(totals, tokens, confidence=0.95):
+    """sum(totals) / sum(tokens) over documents, and its interval, documents resampled: (mean, low, high).
+
+    Tokens of one document hang together, so the document is what is drawn (cluster bootstrap). Divergences are skewed, so
+    it is the studentized bootstrap (Efron and Tibshirani 1993, 12.5): low = mean - t* se, t* the upper percentile of
+    (mean* - mean) / se* over resamples, and se that of a ratio, sqrt(n / (n - 1) sum((total - mean tokens)^2)) / sum(tokens).
+    Joined to it is Student's interval with the jackknife's error, which does not overlook that of few documents one long
+    one may weigh most; below STUDENTIZED documents it is Student's alone, below 2 there is none. For KL divergence and
+    top-1 agreement, whose `totals` are sums over a document's tokens.
+    """
+    totals, tokens = _pairs(totals, tokens, float)
+    n, mean = len(totals), float(totals.sum() / tokens.sum())
+    if n < 2:
+        return mean, None, None
+    without = (totals.sum() - totals) / (tokens.sum() - tokens)
+    half = student(confidence, n - 1) * math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
+    _, error = _ratio_and_error(totals, tokens)
+    if n < STUDENTIZED or error <= 1e-12 * abs(mean):
+        return mean, mean - half, mean + half
+    rng = np.random.default_rng(SEED)
+
+    def studentized(picked):
+        means, errors = _ratio_and_error(totals[picked], tokens[picked])
+        # One document drawn n times has no error of its own: as far out as can be.
+        return (means - mean) / np.maximum(errors, 1e-12 * error)
+
+    tail = (1 - confidence) / 2
+    far, near = np.quantile(_in_blocks(rng, n, studentized), [1 - tail, tail], method="inverted_cdf")
+    return mean, mean - max(half, float(far * error)), mean + max(half, float(-near * error))
+
+
+def _ratio_and_error(totals, tokens):
+    """sum(totals) / sum(tokens) along the last axis, and its standard error."""
+    n, all_tokens = totals.shape[-1], tokens.sum(axis=-1)
+    ratio = totals.sum(axis=-1) / all_tokens
+    left = totals - ratio[..., None] * tokens
+    return ratio, np.sqrt(n / (n - 1) * (left * left).sum(axis=-1)) / all_tokens
 
 
 def perplexity_ratio_ci(baseline_nll, nll, tokens, confidence=0.95):
@@ -131,13 +226,9 @@ def perplexity_ratio_ci(baseline_nll, nll, tokens, confidence=0.95):
     ratio = exp(sum(nll - baseline_nll) / sum(tokens)). (ratio, low, high); low and high None below 2 documents.
     """
     baseline_nll, nll = _pairs(baseline_nll, nll, float)
-    tokens, extra = _pairs(tokens, nll - baseline_nll, float)
-    ratio = math.exp(extra.sum() / tokens.sum())
-    if len(extra) < 2:
-        return ratio, None, None
-    rng = np.random.default_rng(SEED)
-    logs = _in_blocks(rng, len(extra), lambda picked: extra[picked].sum(axis=1) / tokens[picked].sum(axis=1))
-    return ratio, *_interval(np.exp(logs), confidence)
+    extra = nll - baseline_nll
+    mean, low, high = mean_per_token_ci(extra, tokens, confidence)
+    return math.exp(mean), *((None, None) if low is None else (math.exp(low), math.exp(high)))
 
 
 def holm(p_values):
@@ -154,47 +245,54 @@ def holm(p_values):
     return adjusted.tolist()
 
 
-def questions_needed(difference, discordant_share, confidence=0.95, power=0.8):
-    """Pairs with which McNemar's test shows `difference` with chance `power` (Connor 1987, formula 2).
+# --- from one start of an engine to the next --------------------------------------------------------------------------
 
-    n = (z_alpha sqrt(psi) + z_power sqrt(psi - d^2))^2 / d^2, psi the share of pairs that differ, at least |d|.
-    None for a difference of zero: no number of questions shows it.
+
+def start_variance(variants):
+    """(variance of a start's log median, degrees of freedom), pooled; (None, 0) where nothing was started twice.
+
+    variants  one array a variant, of shape [starts, points]: the logarithm of each start's median at each point of a stage
+
+    A start shifts all its points together, and each of them by itself besides. Of s starts and p points:
+        shared  variance between the starts' means over points          s - 1 degrees of freedom
+        own     variance of what is left, times (p - 1) / p              (s - 1) (p - 1)
+    The variance of one point is their sum, its degrees of freedom those of Satterthwaite (1946): many points of two
+    starts tell much of what is a point's own, and little of what a start's points share.
     """
-    d = abs(difference)
-    if d == 0:
-        return None
-    psi = max(discordant_share, d)
-    z_alpha, z_power = _z_two_sided(confidence), float(ndtri(power))
-    return math.ceil((z_alpha * math.sqrt(psi) + z_power * math.sqrt(psi - d * d)) ** 2 / (d * d))
+    sums, freedoms = [0.0, 0.0], [0, 0]
+    points = 0
+    for logs in (np.asarray(variant, float) for variant in variants):
+        starts, width = logs.shape
+        if starts < 2 or width < 1:
+            continue
+        left = logs - logs.mean(axis=1, keepdims=True) - logs.mean(axis=0, keepdims=True) + logs.mean()
+        sums[0] += float(logs.mean(axis=1).var(ddof=1)) * (starts - 1)
+        sums[1] += float((left**2).sum()) * (width - 1) / width if width > 1 else 0.0
+        freedoms = [freedoms[0] + starts - 1, freedoms[1] + (starts - 1) * (width - 1)]
+        points += 1
+    if not points:
+        return None, 0
+    parts = [total / freedom if freedom else 0.0 for total, freedom in zip(sums, freedoms, strict=True)]
+    variance = sum(parts)
+    each = sum(part**2 / freedom for part, freedom in zip(parts, freedoms, strict=True) if freedom)
+    return variance, variance**2 / each if each else float(sum(freedoms))
 
 
-def smallest_detectable_difference(n, discordant_share, confidence=0.95, power=0.8):
-    """The difference that McNemar's test on n pairs would have shown with chance `power`: Connor 1987 solved for d.
+def gain_between_starts(baseline_logs, logs, spread, confidence=0.95):
+    """(gain, low, high): exp(mean(baseline_logs) - mean(logs)), one logarithm of a median time a start.
 
-    d = sqrt(psi) (z_alpha sqrt(n) + z_power sqrt(n + z_power^2 - z_alpha^2)) / (n + z_power^2)
-    A d above psi cannot be (the difference is at most the share of pairs that differ): then psi = d, every differing
-    pair on one side, and d = (z_alpha + z_power sqrt(1 - d))^2 / n, solved by bisection. None when even d = 1 hides.
-    The exact test is a little weaker than this approximation.
+    `spread` is `start_variance`'s: the interval says how far the gain would move were both started again. low and high
+    None without it.
     """
-    z_alpha, z_power = _z_two_sided(confidence), float(ndtri(power))
-    # At d = 1 the formula reads 1 = z_alpha^2 / n.
-    if n < z_alpha * z_alpha:
-        return None
-    root = z_alpha * math.sqrt(n) + z_power * math.sqrt(n + z_power**2 - z_alpha**2)
-    d = math.sqrt(discordant_share) * root / (n + z_power**2)
-    if d < discordant_share:
-        return d
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        d = (low + high) / 2
-        low, high = (low, d) if n * d >= (z_alpha + z_power * math.sqrt(1 - d)) ** 2 else (d, high)
-    return high
+    apart = float(np.mean(baseline_logs) - np.mean(logs))
+    variance, freedom = spread
+    if variance is None:
+        return math.exp(apart), None, None
+    half = student(confidence, freedom) * math.sqrt(variance * (1 / len(baseline_logs) + 1 / len(logs)))
+    return math.exp(apart), math.exp(apart - half), math.exp(apart + half)
 
 
-def _z_two_sided(confidence):
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is a share such as 0.95, not {confidence}")
-    return float(ndtri(0.5 + confidence / 2))
+# --- samples ----------------------------------------------------------------------------------------------------------
 
 
 def _sample(values):
@@ -211,8 +309,15 @@ def _pairs(a, b, dtype):
     return a, b
 
 
-def _interval(resampled, confidence):
+def _interval(resampled, confidence, n=None):
+    """Percentiles of a resampled mean or quantile.
+
+    Of a mean of n values they are taken further out, where Student's t stands for the normal and n - 1 for n (Hesterberg
+    2015, 5.3): bootstrap intervals of few documents would be too narrow.
+    """
     tail = (1 - confidence) / 2
+    if n is not None:
+        tail = float(ndtr(-math.sqrt(n / (n - 1)) * student(confidence, n - 1)))
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return float(low), float(high)
 

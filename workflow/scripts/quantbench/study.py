@@ -8,13 +8,16 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quantbench import sources
+from quantbench import sources, study_quality
 from quantbench.cluster import load_cluster
 from quantbench.contenders import load_contenders
 from quantbench.errors import UserError
 from quantbench.gpus import load_gpus
 from quantbench.keys import key
-from quantbench.schemes import check_scheme_fits, load_schemes
+from quantbench.model_fit import check_scheme_fits
+from quantbench.prequantized import check_claims
+from quantbench.quantize.checkpoint import tensors as checkpoint_tensors
+from quantbench.schemes import load_schemes
 from quantbench.shapes import load_shapes
 from quantbench.store import Store
 from quantbench.validation import check, nearest, with_defaults
@@ -35,7 +38,11 @@ class Study:
     contenders: dict
     cluster: dict
     models: dict = field(default_factory=dict)
+    # {(model, scheme): checkpoint that others quantized}, entries as those of models
+    prequantized: dict = field(default_factory=dict)
     datasets: dict = field(default_factory=dict)
+    # {name: entry} of lm-eval's tasks that name their data themselves
+    tasks: dict = field(default_factory=dict)
 
     @property
     def name(self):
@@ -44,8 +51,14 @@ class Study:
     @property
     def unstaged(self):
         """[(kind, name)] of what has to be staged before the identities of all points are known."""
-        entries = [("models", self.models), ("datasets", self.datasets)]
+        ready_made = {entry["name"]: entry for entry in self.prequantized.values()}
+        entries = [("models", self.models), ("models", ready_made), ("datasets", self.datasets)]
+        entries.append(("accuracy, perplexity or fidelity", self.tasks))
         return [(kind, name) for kind, found in entries for name, entry in found.items() if entry["config"] is None]
+
+    def reads_texts(self, dataset):
+        """Whether a data set's rows have to be text, or question and answer."""
+        return study_quality.reads_texts(self.config, dataset)
 
 
 def load_study(config, root=ROOT):
@@ -64,6 +77,7 @@ def load_study(config, root=ROOT):
         contenders=load_contenders(root / "config" / "kernels.yaml"),
         cluster=load_cluster(root / "config" / "cluster.yaml", gpus),
     )
+    study_quality.fill_splits(resolved)
     faults = _reference_faults(study) or _source_faults(study) or _length_faults(study)
     if faults:
         raise UserError("\n".join(["the study's config is not valid:", *[f"  - {fault}" for fault in faults]]))
@@ -98,17 +112,13 @@ def _reference_faults(study):
             f"baseline: {config['baseline']!r} is not among the study's schemes{nearest(config['baseline'], config['schemes'])}"
         )
     names = [entry["name"] for entry in config.get("datasets", [])]
-    users = [
-        (f"{section}[{i}]", entry)
-        for section in ("accuracy", "perplexity")
-        for i, entry in enumerate(config.get(section, []))
-    ]
-    if "calibration" in config:
-        users.append(("calibration", config["calibration"]))
+    faults += study_quality.reference_faults(config) + study_quality.dataset_faults(config, names)
+    users = [("calibration", config["calibration"])] if "calibration" in config else []
     for place, entry in users:
         if entry["dataset"] not in names:
             hint = nearest(entry["dataset"], names) if names else "; the config has no datasets section"
             faults.append(f"{place}.dataset: unknown data set {entry['dataset']!r}{hint}")
+    faults += _prequantized_faults(study)
     calibrated = [n for n in config["schemes"] if study.schemes.get(n, {}).get("calibrated")]
     if calibrated and "calibration" not in config:
         faults.append(f"calibration: section is missing; {', '.join(calibrated)} cannot be quantized without it")
@@ -121,6 +131,28 @@ def _reference_faults(study):
     return faults
 
 
+def _prequantized_faults(study):
+    """Which checkpoint stands for which scheme: one per model and scheme with toolkit prequantized, and no other."""
+    faults, asked = [], study.config["schemes"]
+    wanted = [name for name in asked if study.schemes.get(name, {}).get("toolkit") == "prequantized"]
+    for i, model in enumerate(study.config["models"]):
+        named = [entry["scheme"] for entry in model.get("prequantized", [])]
+        place = f"models[{i}].prequantized"
+        faults += _twice(place, named)
+        for name in named:
+            if name not in asked:
+                faults.append(f"{place}: {name!r} is not among the study's schemes{nearest(name, asked)}")
+            elif name not in wanted:
+                faults.append(
+                    f"{place}: {name!r} is made here; only schemes with toolkit prequantized take a checkpoint"
+                )
+        for name in wanted:
+            if name not in named:
+                line = f"{{scheme: {name}, source: hf://org/name@revision}}"
+                faults.append(f"{place}: scheme {name!r} needs the checkpoint that stands for it: - {line}")
+    return faults
+
+
 def _sweeps(config):
     for stage, names in (
         ("kernels", ["tokens", "products"]),
@@ -130,7 +162,7 @@ def _sweeps(config):
     ):
         for name in names:
             yield f"{stage}.{name}", config.get(stage, {}).get(name, [])
-    for stage in ("accuracy", "perplexity"):
+    for stage in ("accuracy", "perplexity", "fidelity"):
         yield stage, config.get(stage, [])
 
 
@@ -154,9 +186,18 @@ def _source_faults(study):
                 "identity": identity,
                 "key": identity and key(identity),
                 "config": config,
+                "folder": source.path or (identity and study.store.folder("models", key(identity))),
             }
         except UserError as error:
             faults.append(f"models[{i}].source: {error}")
+            continue
+        for j, ready_made in enumerate(entry.get("prequantized", [])):
+            try:
+                study.prequantized[entry["name"], ready_made["scheme"]] = _ready_made(
+                    study, entry, ready_made, pins, digest
+                )
+            except UserError as error:
+                faults.append(f"models[{i}].prequantized[{j}]: {ready_made['source']} {error}")
     for i, entry in enumerate(study.config.get("datasets", [])):
         try:
             source = sources.parse(entry["source"], "data")
@@ -174,7 +215,28 @@ def _source_faults(study):
             }
         except UserError as error:
             faults.append(f"datasets[{i}].source: {error}")
-    return faults + ([] if faults else _split_faults(study))
+    if faults:
+        return faults
+    study.tasks = study_quality.task_entries(study, pins)
+    return _split_faults(study) + study_quality.task_faults(study)
+
+
+def _ready_made(study, model, entry, pins, digest):
+    """An entry of study.prequantized; raises UserError where its files, once they are here, are not what they claim."""
+    source = sources.parse(entry["source"], "model")
+    identity = sources.model_identity(source, pins, digest, model["trust_remote_code"])
+    # The sign is in no name of a model, so it is no other model's.
+    found = {"name": f"{model['name']}@{entry['scheme']}", "source": entry["source"], "identity": identity}
+    found |= {"trust_remote_code": model["trust_remote_code"], "key": identity and key(identity), "config": None}
+    if source.path is not None:
+        folder, config = source.path, _local_config(source)
+    else:
+        folder, config = None, _staged_json(study, "models", identity, "config.json")
+        folder = config and study.store.folder("models", key(identity))
+    base = study.models[model["name"]]["config"]
+    if config and base:
+        check_claims(study.schemes[entry["scheme"]], config, checkpoint_tensors(folder), base)
+    return {**found, "config": config}
 
 
 def _local_config(source):
@@ -200,13 +262,7 @@ def _staged_json(study, kind, identity, name):
 
 def _split_faults(study):
     """Rows that are asked for, and are not in the data set."""
-    asked = []
-    for i, entry in enumerate(study.config.get("accuracy", [])):
-        asked.append((f"accuracy[{i}].questions", entry["dataset"], entry["split"], entry["questions"]))
-        if entry["shots"]:
-            asked.append((f"accuracy[{i}].shots", entry["dataset"], entry["fewshot_split"], entry["shots"]))
-    for i, entry in enumerate(study.config.get("perplexity", [])):
-        asked.append((f"perplexity[{i}].documents", entry["dataset"], entry["split"], entry["documents"]))
+    asked = study_quality.split_rows(study.config)
     if "calibration" in study.config:
         entry = study.config["calibration"]
         asked.append(("calibration.samples", entry["dataset"], entry["split"], entry["samples"]))
@@ -217,7 +273,7 @@ def _split_faults(study):
             continue
         if split not in known["splits"]:
             faults.append(f"{place}: data set {dataset!r} has no split {split!r}{nearest(split, known['splits'])}")
-        elif rows > known["splits"][split]:
+        elif rows is not None and rows > known["splits"][split]:
             faults.append(
                 f"{place}: {rows} asked, but {dataset!r} has {known['splits'][split]} rows in split {split!r}"
             )
@@ -249,6 +305,7 @@ def _length_faults(study):
                     faults.append(
                         f"{stage}.lengths[{i}]: input_tokens + output_tokens is {total}, but model {name!r} has a context of {context}"
                     )
+        faults += study_quality.model_faults(study, name, model, context)
         for scheme in study.config["schemes"]:
             try:
                 check_scheme_fits(study.schemes[scheme], model["config"])

@@ -8,7 +8,8 @@ engine reported. Where they disagree the row says so.
 from itertools import combinations
 from typing import NamedTuple
 
-from quantbench.kernel_verdict import FLOATS, promised_for, verdict
+from quantbench.kernel_verdict import FLOATS, promised_for, promised_of, verdict
+from quantbench.model_fit import left_alone
 
 LEVELS = ("native", "emulated", "unsupported", "unknown")
 
@@ -331,7 +332,7 @@ def kernels_of_load(manifest, point, record):
     own = FLOAT_OF_DTYPE.get(manifest["study"].get("engine", {}).get("dtype"), "bf16")
     rows = []
     for found in record["rows"][0]["kernels"]:
-        promised = promised_for(scheme, found["layer_kind"], own)
+        promised = promised_of(scheme, found, own, left_alone(scheme, manifest["models"][point["model"]]["config"]))
         judged = verdict(promised, found["computes"], found["quantized"])
         rows.append(keys | {name: found[name] for name in ("layer_kind", "kernel", "computes")} | {"verdict": judged})
     return rows

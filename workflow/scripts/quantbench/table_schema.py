@@ -25,6 +25,11 @@ GPU = {"gpu": Column("str", None, "type of device, a name of config/gpus.yaml")}
 MODEL = {"model": Column("str", None, "model, as the study names it")}
 SCHEME = {"scheme": Column("str", None, "number format and the way to reach it, a name of config/schemes")}
 KEYS = RUN | STATUS | GPU | MODEL | SCHEME
+START = {
+    "start": Column(
+        "int", None, "which start of the engine or server: 2 is the baseline's second (noise_floor), else 1"
+    )
+}
 REPEAT = {"repeat": Column("int", None, "repeats of one point count from 0")}
 ELAPSED = {"elapsed_s": Column("float", "s", "from handing the whole batch to the engine until its last token")}
 LOAD = {
@@ -109,6 +114,7 @@ SCHEMA = {
         "peak_memory_bytes": Column("int", "B", "most host memory that quantizing took"),
     },
     "kernels": KEYS
+    | START
     | {
         "stage": Column("str", None, "who said so: engine (offline points) or server (serving points)"),
         "layer_kind": Column("str", None, "kind of linear layer, such as qkv_proj"),
@@ -151,12 +157,14 @@ SCHEMA = {
         "datasheet_floor_s": Column("float", "s", "least time, by the ceilings of the device's data sheet"),
     },
     "latency": KEYS
+    | START
     | LOAD
     | REPEAT
     | ELAPSED
     | {"ttft_s": Column("float", "s", "time to the first token, the batch's last sequence")},
-    "throughput": KEYS | LOAD | REPEAT | ELAPSED,
+    "throughput": KEYS | START | LOAD | REPEAT | ELAPSED,
     "serving": KEYS
+    | START
     | {
         "load": Column("str", None, "rate (Poisson arrivals) or concurrency (that many requests under way)"),
         "rate_per_s": Column("float", "1/s", "requests sent per second; null for load = concurrency"),
@@ -173,21 +181,49 @@ SCHEMA = {
         "error": Column("str", None, "what went wrong with this request"),
     },
     "accuracy": KEYS
-    | {"task": Column("str", None, "task of the LM Evaluation Harness, or the study's own")}
+    | START
+    | {
+        "task": Column("str", None, "task of the LM Evaluation Harness, or the name of the study's own file"),
+        "subtask": Column("str", None, "task within a group such as mmlu; null for a task by itself"),
+    }
     | DATASET
     | {
         "shots": Column("int", None, "solved examples in the prompt"),
-        "question": Column("int", None, "number of the question in its split, from 0: pairs the schemes"),
-        "filter": Column("str", None, "how the answer was read out of the text"),
+        "chat_template": Column("bool", None, "whether prompts went through the model's chat template"),
+        "question": Column("int", None, "questions count from 0, on through the tasks of a group: pairs the schemes"),
+        "filter": Column("str", None, "how the answer was read out of the text; of a multiple choice acc or acc_norm"),
         "correct": Column("bool", None, "whether the answer is the target"),
         "answer": Column("str", None, "answer read out of the text"),
         "target": Column("str", None, "right answer"),
+        "sample": Column("str", None, "what was generated; of a multiple choice each log-likelihood, a JSON list"),
+        "input_tokens": Column("int", "tokens", "prompt length of a generated answer"),
+        "output_tokens": Column("int", "tokens", "length of a generated answer, its end included"),
+        "cut_off": Column("bool", None, "whether the answer ran into the most tokens it may have"),
+        "prompt_cut": Column("bool", None, "whether the prompt did not fit the context and lost its beginning"),
     },
     "perplexity": KEYS
+    | START
     | DATASET
     | {
         "document": Column("int", None, "number of the document in its split, from 0: pairs the schemes"),
         "tokens": Column("int", "tokens", "tokens that were predicted"),
         "negative_log_likelihood": Column("float", "nat", "summed over those tokens"),
+        "words": Column("int", None, "words of the document, as lm-eval's word perplexity counts them"),
+        "bytes": Column("int", "B", "length of the document in UTF-8"),
+    },
+    "fidelity": KEYS
+    | START
+    | DATASET
+    | {
+        "top_k": Column("int", None, "most likely next tokens that were asked for at each position"),
+        "document": Column("int", None, "number of the document in its split, from 0: pairs the schemes"),
+        "tokens": Column("int", "tokens", "tokens that were predicted"),
+        "negative_log_likelihood": Column("float", "nat", "summed over those tokens"),
+        "kl_divergence": Column(
+            "float", "nat", "of the baseline's next-token distribution to this one, summed; a bound from below"
+        ),
+        "largest_kl_divergence": Column("float", "nat", "the same at the one token where it is largest"),
+        "unresolved_mass": Column("float", None, "the baseline's probability of tokens that not both listed, summed"),
+        "top1_agreement": Column("int", "tokens", "tokens at which both find the same next token the most likely"),
     },
 }

@@ -6,14 +6,16 @@ import uuid
 from pathlib import Path
 
 from quantbench.errors import UserError
-from quantbench.kernel_verdict import promised_for, verdict
+from quantbench.kernel_verdict import promised_of, verdict
 from quantbench.keys import canonical_json, key
+from quantbench.model_fit import left_alone, linear_layers
+from quantbench.quantize.checkpoint import bits_per_weight, quantized_layers, tensors
 from quantbench.roofline import floor_s, gemm_bytes, gemm_flops, rate_dtype
 from quantbench.store import Store
 from quantbench.support import support_rows
 from quantbench.table_schema import SCHEMA
 
-TABLE_OF_STAGE = {"probe": "gpus", "load": "kernels"}
+TABLE_OF_STAGE = {"probe": "gpus", "load": "kernels", "reference": "fidelity"}
 
 # Parameters of a point that are columns under another name.
 RENAMED = {"serving": {"input_tokens": "input_tokens_asked", "output_tokens": "output_tokens_asked"}}
@@ -41,7 +43,7 @@ def build_tables(manifest, store):
     for point, record in points:
         if point["stage"] == "support":
             continue
-        table = TABLE_OF_STAGE.get(point["stage"], point["stage"])
+        table = _table(point["stage"])
         rows[table] += _point_rows(manifest, point, record, ceilings)
         server = (record["run_id"], point["gpu"], point["model"], point["scheme"])
         if point["stage"] == "serving" and server not in servers:
@@ -50,7 +52,7 @@ def build_tables(manifest, store):
             # Where the engine's start decided the serving points, no server ran, and the run is the engine's.
             kernels = run.get("kernels") or [] if run.get("stage") == "measure_serving" else []
             # The server named its kernels, whatever became of the load that this point is.
-            keys = _keys(point, record) | {"status": "ok", "reason": None}
+            keys = _keys(point, record) | {"status": "ok", "reason": None, "start": point.get("start", 1)}
             rows["kernels"] += _kernel_rows(manifest, keys, kernels, point["scheme"], "server")
     for table, skipped in _skip_rows(manifest, rows):
         rows[table].append(skipped)
@@ -116,6 +118,10 @@ def _measured_ceilings(points):
     return {gpu: (record["rows"] or [{}])[0] for gpu, record in probes}
 
 
+def _table(stage):
+    return TABLE_OF_STAGE.get(stage, stage)
+
+
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
@@ -125,8 +131,10 @@ def _point_rows(manifest, point, record, ceilings):
         return _probe_rows(manifest["gpus"][point["gpu"]], keys, record)
     if stage == "load":
         kernels = record["rows"][0]["kernels"] if record["status"] == "ok" else []
+        keys = keys | {"start": point.get("start", 1)}
         return _kernel_rows(manifest, keys, kernels, point["scheme"], "engine") or [keys | {"stage": "engine"}]
-    row = keys | _parameters(point)
+    row = keys | {"start": point.get("start", 1)} if "start" in SCHEMA[_table(stage)] else keys
+    row = row | _parameters(point)
     if record["status"] != "ok":
         return [row]
     rows = [row | measured for measured in record["rows"]]
@@ -147,7 +155,7 @@ def _parameters(point):
     renamed = RENAMED.get(stage, {})
     found = {renamed.get(name, name): value for name, value in point["identity"]["params"].items()}
     found |= {"layer": point.get("layer"), "dataset": point.get("dataset_name"), "contender": point.get("contender")}
-    return {name: value for name, value in found.items() if name in SCHEMA[stage]}
+    return {name: value for name, value in found.items() if name in SCHEMA[_table(stage)]}
 
 
 def _probe_rows(datasheet, keys, record):
@@ -170,8 +178,9 @@ def _probe_rows(datasheet, keys, record):
 
 def _kernel_rows(manifest, keys, kernels, scheme, stage):
     rows, dtype = [], DTYPES[manifest["study"]["engine"]["dtype"]]
+    left = left_alone(manifest["schemes"][scheme], manifest["models"][keys["model"]]["config"])
     for found in kernels:
-        expected = promised_for(manifest["schemes"][scheme], found["layer_kind"], dtype)
+        expected = promised_of(manifest["schemes"][scheme], found, dtype, left)
         row = {"stage": stage, "layer_kind": found["layer_kind"], "layers": found["count"], "kernel": found["kernel"]}
         row |= {"computes": found["computes"], "expected": expected}
         row["verdict"] = verdict(expected, found["computes"], found["quantized"])
@@ -220,12 +229,15 @@ def _skip_rows(manifest, rows):
         reasons.setdefault(variant, {})[skip["stage"]] = skip["reason"]
     for (gpu, model, scheme), by_stage in reasons.items():
         # A shape set has matrix products, and nothing else.
-        for stage in stages if model in manifest["models"] else ["gemm"]:
-            table = TABLE_OF_STAGE.get(stage, stage)
+        by_table = {
+            _table(stage): by_stage.get(stage) for stage in (stages if model in manifest["models"] else ["gemm"])
+        }
+        for table, reason in by_table.items():
             if (table, gpu, model, scheme) in present:
                 continue
-            reason = by_stage.get(stage) or next(iter(by_stage.values()))
-            yield table, {"status": "unsupported", "reason": reason, "gpu": gpu, "model": model, "scheme": scheme}
+            row = {"status": "unsupported", "reason": reason or next(iter(by_stage.values()))}
+            row |= {"gpu": gpu, "model": model, "scheme": scheme}
+            yield table, row | ({"start": 1} if "start" in SCHEMA[table] else {})
 
 
 def _checkpoint_row(manifest, store, checkpoint):
@@ -242,7 +254,14 @@ def _checkpoint_row(manifest, store, checkpoint):
         record = store.read_folder("checkpoints", checkpoint["key"])
         names = ("bytes", "parameters", "bits_per_weight", "quantize_s", "peak_memory_bytes")
         return row | {name: record.get(name) for name in names}
-    return row | safetensors_size(store.folder("models", checkpoint["key"]))
+    size = safetensors_size(store.folder("models", checkpoint["key"]))
+    if manifest["schemes"][scheme]["toolkit"] == "prequantized":
+        # Packed numbers hold several weights: the 16-bit model's shapes say how many.
+        found = tensors(store.folder("models", checkpoint["key"]))
+        layers = linear_layers(manifest["models"][checkpoint["model"]]["config"])
+        shapes = {name: layers[name] for name in quantized_layers(found) if name in layers}
+        size |= {"parameters": None, "bits_per_weight": bits_per_weight(found, shapes)}
+    return row | size
 
 
 def safetensors_size(folder):

@@ -13,13 +13,14 @@ from quantbench.environments import check_brought, environment_folder, interpret
 from quantbench.estimate import estimate_study
 from quantbench.keys import canonical_json, key
 from quantbench.manifest import build_manifest, quantize_environment, requirements
-from quantbench.points import JOB_OF_STAGE, job_of, lacking
+from quantbench.points import JOB_OF_STAGE, expand, is_measured, job_of, lacking
 from quantbench.study import load_study
 
 # Pointer of each rule's job, below results/<study>/; its wildcards name the job.
 POINTERS = {
     "stage_model": "models/{model}.json",
     "stage_dataset": "datasets/{dataset}.json",
+    "stage_task": "tasks/{task}.json",
     "quantize_model": "checkpoints/{model}/{scheme}.json",
     "probe_gpu": "gpus/{gpu}.json",
     "ask_support": "support/{gpu}.json",
@@ -59,15 +60,15 @@ class Workflow:
     def environments(self):
         """Names of the environments the study needs."""
         names = {entry["environment"] for entry in self.study.gpus.values()}
-        if any(scheme["toolkit"] != "none" for scheme in self.study.schemes.values()):
+        if any(scheme["toolkit"] == "llmcompressor" for scheme in self.study.schemes.values()):
             names.add(self.quantize_environment)
         return sorted(names)
 
     @property
     def hub_environment(self):
         """The environment that downloads, or None where every source is local."""
-        entries = [*self.study.models.values(), *self.study.datasets.values()]
-        if not any(entry["source"].startswith("hf:") for entry in entries):
+        entries = [*self.study.models.values(), *self.study.prequantized.values(), *self.study.datasets.values()]
+        if not self.study.tasks and not any(entry["source"].startswith("hf:") for entry in entries):
             return None
         return next(iter(self.study.gpus.values()))["environment"]
 
@@ -136,9 +137,10 @@ class Workflow:
         if (name, target) not in self._missing:
             job = self.jobs[name][target]
             if name in POINT_JOBS:
-                found = [key for key in self._point_keys[name, target] if self._lacks(key)]
+                found = [key for key, point in self._points[name, target].items() if self._lacks(point)]
             else:
-                kind = {"stage_model": "models", "stage_dataset": "datasets", "quantize_model": "checkpoints"}[name]
+                kinds = {"stage_model": "models", "stage_dataset": "datasets", "stage_task": "tasks"}
+                kind = kinds.get(name, "checkpoints")
                 identity = job["identity"]
                 have = identity is not None and self.store.has_folder(kind, key(identity))
                 found = [] if have else [identity and key(identity)]
@@ -166,11 +168,13 @@ class Workflow:
         wanted = []
         if name in ("measure_engine", "measure_serving"):
             gpu, model, scheme = target
-            wanted = [("probe_gpu", (gpu, None, None)), ("stage_model", model)]
+            scheme = scheme.partition("+")[0]
+            ready_made = self.study.prequantized.get((model, scheme))
+            wanted = [("probe_gpu", (gpu, None, None)), ("stage_model", ready_made["name"] if ready_made else model)]
             wanted += [("quantize_model", (model, scheme))] if (model, scheme) in self.jobs["quantize_model"] else []
-            wanted += (
-                [("stage_dataset", name) for name in self.jobs["stage_dataset"]] if name == "measure_engine" else []
-            )
+            if name == "measure_engine":
+                wanted += [(rule, found) for rule in ("stage_dataset", "stage_task") for found in self.jobs[rule]]
+                wanted += self._reference_jobs(target)
             # A variant that the engine refused needs no server: its serving points get the engine's reason.
             wanted += [("measure_engine", target)] if name == "measure_serving" else []
         elif name == "quantize_model":
@@ -178,8 +182,8 @@ class Workflow:
         return [self.pointer(rule, job) for rule, job in wanted if self.missing(rule, job)]
 
     def staged(self):
-        """Pointers of the models and data sets that are not in the store."""
-        return self.pointers("stage_model", "stage_dataset")
+        """Pointers of the models, data sets and tasks' data that are not in the store."""
+        return self.pointers("stage_model", "stage_dataset", "stage_task")
 
     def manifest_digest(self):
         return self.manifest and key(self.manifest)
@@ -191,20 +195,20 @@ class Workflow:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def _point_keys(self):
-        """{(rule, target): keys of its points}, each key once."""
+    def _points(self):
+        """{(rule, target): {key: point}}"""
         found = {}
         for point in self.manifest["points"]:
-            found.setdefault(job_of(point), {})[point["key"]] = None
+            found.setdefault(job_of(point), {})[point["key"]] = point
         return found
 
     def _look_at_all(self):
         """Ask the store for every point of the study at once; a job's own Snakemake asks for a few of them."""
         if self._lacking is None and self.planned:
-            self._lacking = lacking({point["key"] for point in self.manifest["points"]}, self.store)
+            self._lacking = lacking(self.manifest["points"], self.store)
 
-    def _lacks(self, point_key):
-        return not self.store.has_point(point_key) if self._lacking is None else point_key in self._lacking
+    def _lacks(self, point):
+        return not is_measured(point, self.store) if self._lacking is None else point["key"] in self._lacking
 
     def _staging_jobs(self):
         def job(kind, entry, tiny):
@@ -222,12 +226,32 @@ class Workflow:
             }
 
         return {
-            "stage_model": {name: job("model", entry, "model") for name, entry in self.study.models.items()},
-            "stage_dataset": {name: job("dataset", entry, "data") for name, entry in self.study.datasets.items()},
+            "stage_model": {
+                entry["name"]: job("model", entry, "model")
+                for entry in [*self.study.models.values(), *self.study.prequantized.values()]
+            },
+            "stage_dataset": {
+                name: job("dataset", entry, "data") | {"texts": self.study.reads_texts(name)}
+                for name, entry in self.study.datasets.items()
+            },
+            "stage_task": {
+                name: {"kind": "task", "name": name, **{n: entry[n] for n in ("task", "lm_eval", "identity")}}
+                for name, entry in self.study.tasks.items()
+            },
         }
 
+    def _reference_jobs(self, target):
+        """The job of the baseline, where a job's missing points are to be compared with what that has yet to measure."""
+        job, missing = self.jobs["measure_engine"][target], set(self.missing("measure_engine", target))
+        asked = {p["params"]["reference"] for p in expand(job) if p["stage"] == "fidelity" and p["key"] in missing}
+        baseline = (target[0], target[1], self.study.config["baseline"])
+        if not asked or baseline not in self.jobs["measure_engine"]:
+            return []
+        return [("measure_engine", baseline)] if asked & set(self.missing("measure_engine", baseline)) else []
+
     def _wildcards(self, name, target):
-        names = {"stage_model": ["model"], "stage_dataset": ["dataset"], "quantize_model": ["model", "scheme"]}
+        names = {"stage_model": ["model"], "stage_dataset": ["dataset"], "stage_task": ["task"]}
+        names["quantize_model"] = ["model", "scheme"]
         values = (target,) if isinstance(target, str) else target
         return dict(zip(names.get(name, ["gpu", "model", "scheme"]), values, strict=True))
 

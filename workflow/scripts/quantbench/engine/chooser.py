@@ -21,7 +21,7 @@ import types
 from types import SimpleNamespace
 
 from quantbench.engine.kernels import describe_layer
-from quantbench.engine_failure import LONGEST_REASON
+from quantbench.engine_failure import LONGEST_REASON, classify_failure
 
 # A shape of every model's: a hidden size of 4096, divisible by whatever a kernel asks for.
 SHAPE = (4096, 4096)
@@ -92,12 +92,13 @@ class Chooser:
     def __exit__(self, *error):
         self._stack.close()
 
-    def ask(self, quantization_config=None, dtype="bfloat16", quantization=None, shape=SHAPE):
+    def ask(self, quantization_config=None, dtype="bfloat16", quantization=None, shape=SHAPE, torchao=None):
         """What vLLM takes for a linear layer: {"kernel", "computes", "refusals", "reason"}.
 
         quantization_config  what a checkpoint of the format says (schemes.compressed_tensors_config), or None
         dtype                "bfloat16", ...: the engine's
         quantization         the engine argument of that name, for weights that vLLM quantizes while it loads them
+        torchao              torchao's configuration as JSON text, where `quantization` is torchao
         kernel, computes     as in engine/kernels.py; None where vLLM refuses
         refusals             {kernel class: why not} of those that vLLM would not take, and "next in line" for those it
                              would take without the ones before
@@ -105,15 +106,20 @@ class Chooser:
         Raises ImportError where the chooser needs a package itself that is only pretended (Humming, for MXFP4).
         """
         try:
-            layer = self._build(quantization_config, dtype, quantization, shape)
+            layer = self._build(quantization_config, dtype, quantization, shape, torchao)
             found = describe_layer(layer)
             first = {"kernel": found["kernel"], "computes": found["computes"], "refusals": {}, "reason": None}
             if not found["quantized"]:
                 return first
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, ImportError) as error:
+            if isinstance(error, ImportError) and not classify_failure(str(error)):
+                raise
             # How vLLM refuses. Anything else is a crash: a package that is pinned and not there, a name that has moved.
             return {"kernel": None, "computes": None, "refusals": refusals(str(error)), "reason": one_line(error)}
         del layer
+        if torchao:
+            # One way to multiply, and no kernel class to do without.
+            return first
         return first | {"refusals": self._others(found["kernel"], quantization_config, dtype, quantization, shape)}
 
     def _others(self, chosen, *request):
@@ -133,14 +139,14 @@ class Chooser:
             disabled.append(kernel)
         return found
 
-    def _build(self, quantization_config, dtype, quantization, shape, process=True):
+    def _build(self, quantization_config, dtype, quantization, shape, torchao=None, process=True):
         """vLLM's linear layer of this format; with its weights processed where the device is really there."""
         import torch
         from vllm.model_executor.layers.linear import ReplicatedLinear
         from vllm.platforms import current_platform
 
         torch_dtype = getattr(torch, dtype)
-        config = _quantization(quantization_config, quantization)
+        config = _quantization(quantization_config, quantization, torchao)
         _check_platform(current_platform, torch_dtype, config, quantization)
         with _model_of(torch_dtype), torch.device("cpu" if self.capability is None else "meta"):
             n, k = shape
@@ -171,7 +177,7 @@ def _import_vllm():
         importlib.import_module(name)
 
 
-def _quantization(quantization_config, quantization):
+def _quantization(quantization_config, quantization, torchao=None):
     """vLLM's configuration object of a checkpoint's format or of an online quantization; None for neither."""
     if quantization_config is not None:
         from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (
@@ -193,6 +199,8 @@ def _quantization(quantization_config, quantization):
     shorthand = {"fp8": "fp8_per_tensor"}.get(quantization, quantization)
     if shorthand in _ONLINE_SHORTHANDS:
         return OnlineQuantizationConfig(_ONLINE_SHORTHANDS[shorthand])
+    if torchao is not None:
+        return get_quantization_config(quantization).from_config_dict_json(torchao)
     return get_quantization_config(quantization).from_config({})
 
 

@@ -51,6 +51,9 @@ def describe_layer(layer):
         path = _cpu_path(layer)
         name = f"{method} ({path})" if path else method
         return {"kernel": name, "computes": _float_name(layer), "quantized": False}
+    if method == "TorchAOLinearMethod":
+        held = type(layer.weight).__name__
+        return {"kernel": f"{method} ({held})", "computes": _torchao_computes(held, layer.weight), "quantized": True}
     # A method without a kernel class (plug-ins, older releases): named, and not guessed at.
     return {"kernel": method, "computes": None, "quantized": True}
 
@@ -127,6 +130,16 @@ def _mx_computes(name):
     if name.startswith("Marlin"):
         return f"w{width}a16-mxfp{width}"
     return "w8a8-mxfp8" if width == 8 else None
+
+
+def _torchao_computes(held, weight):
+    """By the class of tensor that the weight is held in (torchao 0.18), which says whether it rounds the activations, too."""
+    rounds = getattr(weight, "act_quant_kwargs", None) is not None
+    if held == "Int8Tensor":
+        return "w8a8-int8" if rounds else "w8a16-int8"
+    if held == "Float8Tensor":
+        return "w8a8-fp8" if rounds else "w8a16-fp8"
+    return "w4a16" if held.startswith("Int4") else None
 
 
 def _cpu_path(layer):

@@ -29,6 +29,8 @@ class Session:
         self.llm = LLM(
             model=str(checkpoint),
             disable_log_stats=False,
+            # The most that may be asked for, which a request then does not; vLLM allows 20 otherwise.
+            max_logprobs=-1,
             worker_extension_cls="quantbench.engine.kernels.KernelReporter",
             **engine_args,
         )

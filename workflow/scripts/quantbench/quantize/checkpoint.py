@@ -13,8 +13,11 @@ COMPANIONS = (
     "generation_config.json",
 )  # fmt: skip
 
-# A quantized layer's tensors that are not its weights: they belong to the bias or to the activations.
-NOT_WEIGHTS = ("bias", "input_scale", "input_zero_point", "input_global_scale", "weight_shape")
+# A quantized layer's tensors that are not its weights: of the bias, of the activations, or the order of inputs.
+NOT_WEIGHTS = ("bias", "input_scale", "input_zero_point", "input_global_scale", "weight_shape", "g_idx")
+
+# A quantized layer's weight scales, as compressed-tensors, GPTQ and AWQ, and FP8 in blocks call them.
+WEIGHT_SCALES = ("weight_scale", "scales", "weight_scale_inv")
 
 
 def tensors(folder):
@@ -36,7 +39,7 @@ def tensors(folder):
 
 def quantized_layers(found):
     """Names of the layers that carry a weight scale, so are quantized. `found` is what tensors() gave."""
-    return {name.removesuffix(".weight_scale") for name in found if name.endswith(".weight_scale")}
+    return {name.rpartition(".")[0] for name in found if name.rpartition(".")[2] in WEIGHT_SCALES}
 
 
 def bits_per_weight(found, shapes):

@@ -4,10 +4,8 @@ The checks are the ones the toolkit does not make: it accepts NaN, targets that 
 without a word, and fails on a model that is quantized already with an AttributeError.
 """
 
-import difflib
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -18,8 +16,9 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from quantbench.errors import UserError
+from quantbench.model_fit import check_patterns, names_layer
 from quantbench.quantize.calibration import calibration_tokens
-from quantbench.schemes import QUANTIZING, compressed_tensors_config, names_layer
+from quantbench.schemes import QUANTIZING, compressed_tensors_config
 
 MODULES = {
     "QuantizationModifier": "llmcompressor.modifiers.quantization",
@@ -96,13 +95,7 @@ def load_model(path):
 def layers_to_quantize(model, targets, ignore):
     """{layer name: (output features, input features)} that targets and ignore leave, checked against a slip in them."""
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    for pattern in ignore:
-        if any(names_layer(name, [pattern]) for name in linear):
-            continue
-        near = difflib.get_close_matches(pattern, linear, n=1)
-        if near and not pattern.startswith("re:"):
-            raise UserError(f"ignore: {pattern!r} is no linear layer of the model; did you mean {near[0]!r}?")
-        print(f"ignore: {pattern!r} matches no linear layer of this model", file=sys.stderr)
+    check_patterns(targets, ignore, linear)
     chosen = {
         name: tuple(module.weight.shape)
         for name, module in linear.items()
@@ -122,13 +115,18 @@ def layers_to_quantize(model, targets, ignore):
 def modifiers(recipe):
     """llm-compressor's modifier objects; the one that quantizes gets the format, the targets and what to ignore."""
     config = compressed_tensors_config(recipe["format"], recipe["targets"], recipe["ignore"])
+    weights, inputs = recipe["format"]["weights"], recipe["format"]["input_activations"]
     for group in config["config_groups"].values():
-        group.pop("format")  # the toolkit infers it
+        # The toolkit infers it, but for 4-bit weights with 8-bit inputs: those vLLM reads packed, the toolkit stores bytes.
+        if not (inputs and weights["type"] == "int" and weights["num_bits"] == 4):
+            group.pop("format")
     made = []
     for modifier in recipe["modifiers"]:
         ((name, arguments),) = modifier.items()
         if name in QUANTIZING:
             arguments = {**arguments, "config_groups": config["config_groups"], "ignore": config["ignore"]}
+            if recipe.get("kv_cache"):
+                arguments["kv_cache_scheme"] = recipe["kv_cache"]
         made.append(getattr(importlib.import_module(MODULES[name]), name)(**arguments))
     return made
 
