@@ -21,7 +21,8 @@ EAGER_START_S = {"engine-cpu": 10.0, "engine-cuda": 40.0}
 # From shared storage into one node's memory.
 LOAD_BYTES_PER_S = 1e9
 PROBE_S = 60.0
-SUPPORT_S = 30.0
+# One layer that is built and thrown away.
+SUPPORT_S = 1.0
 # A stage that no rule is written for yet.
 OTHER_POINT_S = 60.0
 # Making and repacking the weights of one layer, shared by the points of its sweep.
@@ -30,8 +31,8 @@ GEMM_POINT_S = 0.3
 GEMM_WAYS = 4
 # GSM8K's questions with their answers, and a document of a perplexity set.
 SHOT_TOKENS, DOCUMENT_TOKENS = 150, 500
-# Where a study leaves a number to the task's definition: those of GSM8K, and a few hundred documents.
-TASK_QUESTIONS, TASK_SHOTS, TASK_MAX_TOKENS, DOCUMENTS = 1319, 5, 256, 300
+# Where a study leaves a number to the task's definition: those of GSM8K, and a hundred documents.
+TASK_QUESTIONS, TASK_SHOTS, TASK_MAX_TOKENS, DOCUMENTS = 1319, 5, 256, 100
 # Passes before the first one that counts (engine/session.py: at least two, at most five).
 WARM_UP_PASSES = 3
 # 8B parameters, where a config.json is of an architecture that is not counted here.
@@ -135,8 +136,9 @@ def point_s(identity, device, size):
         return _serving_s(params, device, size)
     if stage == "accuracy":
         return _accuracy_s(params, device, size, identity["engine_args"])
-    if stage in ("perplexity", "reference"):
-        return prefill_s(device, size, (params["documents"] or DOCUMENTS) * DOCUMENT_TOKENS)
+    if stage in ("perplexity", "reference", "fidelity"):
+        # How many a fidelity point reads only its reference says.
+        return prefill_s(device, size, (params.get("documents") or DOCUMENTS) * DOCUMENT_TOKENS)
     return OTHER_POINT_S
 
 
