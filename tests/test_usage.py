@@ -119,7 +119,7 @@ def test_only_the_studys_own_runs_are_counted(study):
         ("by-hand", None),
     ):
         store.write_run(run("cpu", run_id=name, log=log))
-    killed = run("cpu", run_id="killed", log="/work/results/small/logs/b.log", ended_at=None, measured_s=0.0)
+    killed = run("cpu", run_id="killed", log="/data/results/small/logs/b.log", ended_at=None, measured_s=0.0)
     store.write_run({name: value for name, value in killed.items() if name not in ("kept_s", "seen_at")})
     store.write_point(latency["identity"], status="ok", rows=[], run_id="killed", measured_s=100.0)
     ended = datetime.fromisoformat(at(4)).timestamp()

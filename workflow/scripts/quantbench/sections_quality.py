@@ -129,16 +129,22 @@ def _loss_heading(context, compared):
     return heading[0].upper() + heading[1:]
 
 
+def _by_dataset(context, name, group):
+    """A group of the section per gpu, model and data set: group(context, [(scheme, its entry of `name`)])."""
+    groups = []
+    for gpu, model, entries in _variants(context):
+        for dataset in dict.fromkeys(found["dataset"] for entry in entries for found in entry[name]):
+            mine = [(e["scheme"], f) for e in entries for f in e[name] if f["dataset"] == dataset]
+            groups.append({"kicker": f"{gpu} · {model} · {dataset}", **group(context, mine)})
+    return groups
+
+
 def perplexity(context):
     intro = (
         "Perplexity over that of {baseline} on the same documents, with its {ci} % interval, documents resampled. "
         "Above 1 is worse: the text surprises the quantized model more."
     )
-    groups = []
-    for gpu, model, entries in _variants(context):
-        for dataset in dict.fromkeys(found["dataset"] for entry in entries for found in entry["perplexity"]):
-            mine = [(e["scheme"], f) for e in entries for f in e["perplexity"] if f["dataset"] == dataset]
-            groups.append({"kicker": f"{gpu} · {model} · {dataset}", **_perplexity_group(context, mine)})
+    groups = _by_dataset(context, "perplexity", _perplexity_group)
     return context.section("perplexity", "Perplexity", intro, groups, notices=notices(context))
 
 
@@ -175,11 +181,7 @@ def fidelity(context):
         "resampled. Divergence is summed over the likeliest tokens and all others as one, a bound from below. It sees what "
         "accuracy cannot: answers may stay right by chance, and perplexity may even improve."
     )
-    groups = []
-    for gpu, model, entries in _variants(context):
-        for dataset in dict.fromkeys(found["dataset"] for entry in entries for found in entry["fidelity"]):
-            mine = [(e["scheme"], f) for e in entries for f in e["fidelity"] if f["dataset"] == dataset]
-            groups.append({"kicker": f"{gpu} · {model} · {dataset}", **_fidelity_group(context, mine)})
+    groups = _by_dataset(context, "fidelity", _fidelity_group)
     return context.section("fidelity", "Fidelity to the baseline", intro, groups, notices=notices(context))
 
 
