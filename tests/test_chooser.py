@@ -9,7 +9,8 @@ from support_cases import EXPECTED, FORMATS, ROOT, cuda
 
 # Everything in one process: a device after another, and the real one before and after, which must not notice.
 ASK = """
-from quantbench.engine.chooser import Chooser, optional_packages
+from quantbench.engine.chooser import Chooser
+from quantbench.engine.pretend import optional_packages
 def ask(capability, names):
     with Chooser(capability, optional_packages(given["pins"])) as chooser:
         return {name: chooser.ask(*given["asked"][name]) for name in names}

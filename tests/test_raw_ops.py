@@ -81,6 +81,7 @@ import inspect, torch
 from types import SimpleNamespace
 torch.cpu._init_amx()
 from quantbench.gemm import raw_ops
+from quantbench.gemm.ops import layouts, vllm_calls
 from quantbench.gemm.harness import error_bound, relative_error
 from quantbench.gemm.weights import make_activations, make_weight
 cpu, N, K = torch.device("cpu"), 128, 512
@@ -187,7 +188,7 @@ def cutlass_scaled_mm(a, b, scale_a, scale_b, out_dtype, bias=None):
     return ((a.float() @ b.float()) * scale_a.view(-1, 1) * scale_b.view(1, -1)).to(out_dtype)
 
 def scaled_fp8_quant(input, use_per_token_if_dynamic=False):
-    return raw_ops.quantize(input, 448.0, torch.float8_e4m3fn, per_token=use_per_token_if_dynamic)
+    return layouts.quantize(input, 448.0, torch.float8_e4m3fn, per_token=use_per_token_if_dynamic)
 
 def cutlass_w4a8_mm(a, b_q, b_group_scales, b_group_size, b_channel_scales, a_token_scales, out_type=None,
                     maybe_schedule=None):
@@ -251,7 +252,7 @@ quant_utils.convert_bf16_scales_to_fp8 = scales_to_fp8
 with torch.inference_mode():
     releases = {}
     for release, ops in {"new": {**NEW, **MORE}, "old": {**NEW, **MORE, **OLD}}.items():
-        raw_ops.vllm_ops = lambda ops=ops: SimpleNamespace(**ops)
+        vllm_calls.vllm_ops = lambda ops=ops: SimpleNamespace(**ops)
         releases[release] = [compare(stood_in(op), format, getattr(torch, dtype)) for op, format, dtype, _ in STOOD_IN
                              if release == "new" or op.startswith(("gptq", "marlin"))]
 answer = {"real": real, "wrong": wrong, "strange": strange, **releases}

@@ -38,7 +38,8 @@ def ask(job, store, points, progress):
     check_versions(points, run["versions"])
     os.environ.update(engine_environment(job["gpu_entry"]))
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from quantbench.engine.chooser import Chooser, optional_packages
+    from quantbench.engine.chooser import Chooser
+    from quantbench.engine.pretend import optional_packages
 
     store.write_run(run)
     present = optional_packages(pins(ENVIRONMENTS / f"{job['gpu_entry']['environment']}.txt"))
