@@ -20,6 +20,7 @@ from quantbench import (
     sections_hardware,
     sections_kernels,
     sections_model,
+    sections_published,
     sections_quality,
     sections_speed,
 )
@@ -65,7 +66,7 @@ def render(manifest, tables, published=PUBLISHED, datasheets=DATASHEETS):
         **screen,
         "sections": sections,
         "model": sections_model.whole_model(context, datasheets),
-        "published": sections_kernels.published_figures(context, published),
+        "published": sections_published.published_figures(context, published),
         "hardware": sections_hardware.hardware(context),
         "support": sections_hardware.support(context),
         "kernels": evidence.kernels_that_ran(manifest, tables),
