@@ -17,6 +17,7 @@ from markupsafe import Markup
 from quantbench import (
     charts,
     evidence,
+    sections_expected,
     sections_hardware,
     sections_kernels,
     sections_model,
@@ -60,6 +61,7 @@ def render(manifest, tables, published=PUBLISHED, datasheets=DATASHEETS):
         sections_quality.perplexity(context),
         *([sections_quality.fidelity(context)] if context.study.get("fidelity") else []),
         sections_quality.size(context),
+        *([expected] if (expected := sections_expected.expectations(context)) else []),
         sections_kernels.kernels(context),
     ]
     page = {

@@ -12,6 +12,7 @@ from quantbench import sources, study_quality
 from quantbench.cluster import load_cluster
 from quantbench.contenders import load_contenders
 from quantbench.errors import UserError
+from quantbench.expectations import load_expectations
 from quantbench.gpus import load_gpus
 from quantbench.keys import key
 from quantbench.model_fit import check_scheme_fits
@@ -78,6 +79,9 @@ def load_study(config, root=ROOT):
         cluster=load_cluster(root / "config" / "cluster.yaml", gpus),
     )
     study_quality.fill_splits(resolved)
+    if "expectations" in resolved:
+        folder = root / "config" / "expectations"
+        resolved["expectations"] = load_expectations(resolved["expectations"], folder, resolved["schemes"])
     faults = _reference_faults(study) or _source_faults(study) or _length_faults(study)
     if faults:
         raise UserError("\n".join(["the study's config is not valid:", *[f"  - {fault}" for fault in faults]]))
