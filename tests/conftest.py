@@ -89,7 +89,7 @@ def rendered(study):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests marked gpu run where there is one, and say elsewhere why they don't. In two processes the long ones begin."""
+    """Tests marked gpu run where there is one, and say elsewhere why they don't. In several processes the long ones begin."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and (reason := no_gpu()):
         for item in marked:
@@ -106,12 +106,14 @@ def no_gpu():
     return None if found.returncode == 0 and found.stdout.strip() else "nvidia-smi lists none"
 
 
-# --- two processes (tests/run) ------------------------------------------------------------------------------------------
+# --- several processes (tests/run) ------------------------------------------------------------------------------------------
 
 # Minutes each, so they begin, and the processes end at about the same time. The base study before all that copy it.
 EARLY = (
     "test_workflow.py::test_the_first_run",
-    "test_slurm",
+    "test_slurm_chain",
+    "test_slurm_faults",
+    "test_slurm_site",
     "test_measure_gemm",
     "test_quantize_model",
     "test_staging",
@@ -119,11 +121,10 @@ EARLY = (
     "test_workflow",
     "test_faults",
 )
-# Each of these tests works on its own copy of the base study: either process may take it.
-ONE_BY_ONE = ("test_workflow", "test_faults")
-# These share a session's fixture: a Slurm, and a process with vLLM imported.
+# Each of these tests works on a copy of its own, of the base study or of a tree: any process may take it.
+ONE_BY_ONE = ("test_workflow", "test_faults", "test_slurm_faults")
+# These share a session's fixture, a process with vLLM imported.
 TOGETHER = {
-    "slurm": ("test_slurm",),
     "vllm": ("test_measure_gemm", "test_raw_ops", "test_chooser", "test_kernels"),
 }
 

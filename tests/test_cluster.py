@@ -1,6 +1,7 @@
 """config/cluster.yaml: what a job asks Slurm for, what does not fit, and how a job enters an environment of the site's own."""
 
 import copy
+import functools
 import math
 import os
 import re
@@ -225,6 +226,15 @@ def words(brought, name="engine-cuda", **more):
     return shlex.split(environments.interpreter(name, ROOT / "envs" / f"{name}.txt", brought, **more))
 
 
+def on_node(brought, name="engine-cuda", node=None, **more):
+    """The words that a job's shell makes of an environment's command, with these variables of the node."""
+    command = environments.interpreter(name, ROOT / "envs" / f"{name}.txt", brought, **more)
+    show = ["bash", "-euo", "pipefail", "-c", f"printf '%s\\n' {command}"]
+    return subprocess.run(
+        show, env={"PATH": os.environ["PATH"]} | (node or {}), capture_output=True, text=True
+    ).stdout.splitlines()
+
+
 def test_the_command_of_each_kind_of_environment(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     here = os.getcwd()
@@ -233,16 +243,16 @@ def test_the_command_of_each_kind_of_environment(monkeypatch, tmp_path):
     modules = words({"modules": ["cuda/12.9", "vllm"]}, scripts="s")
     assert modules == ["bash", "s/with_modules.sh", "cuda/12.9", "vllm", "--", "python3"]
     # Apptainer's options as in its manual; none of these commands has been run.
-    image = words({"image": "v.sif"}, folders=["store", "/data/store"], scratch="$SLURM_TMPDIR")
-    assert image == [
-        "apptainer", "exec", "--no-home", "--pwd", here, "--nv", "--bind", here, "--bind", f"{here}/store", "--bind", "/data/store",
-        "--bind", "$SLURM_TMPDIR", f"{here}/v.sif", "python3",
+    asked = ["apptainer", "exec", "--no-home", "--pwd", here]
+    bound = ["--bind", here, "--bind", f"{here}/store", "--bind", "/data/store"]
+    image = functools.partial(on_node, {"image": "v.sif"}, folders=["store", "/data/store"])
+    assert image() == [*asked, "--nv", *bound, f"{here}/v.sif", "python3"]
+    assert image(name="engine-cpu") == [*asked, *bound, f"{here}/v.sif", "python3"]
+    # The scratch folder that the node's shell knows, where there is one.
+    assert image(scratch="$SCRATCH", node={"SCRATCH": here}) == [
+        *asked, "--nv", *bound, "--bind", here, f"{here}/v.sif", "python3"
     ]  # fmt: skip
-    assert "--nv" not in words({"image": "v.sif"}, name="engine-cpu")
-    text = environments.interpreter(
-        "engine-cuda", ROOT / "envs/engine-cuda.txt", {"image": "v"}, scratch="$SLURM_TMPDIR"
-    )
-    assert '--bind "$SLURM_TMPDIR"' in text
+    assert image(scratch="$SCRATCH") == image(scratch="$SCRATCH", node={"SCRATCH": "/not/here"}) == image()
 
 
 def test_an_interpreter_or_image_that_is_not_there_is_refused_before_any_job(tmp_path, monkeypatch):

@@ -52,8 +52,9 @@ def test_the_executor_stays_with_squeue_whatever_slurm_says_of_its_memory(monkey
     assert plugin.get_min_job_age() > 3 * 86400
 
 
-def line(id, name, state, comment, folder, restarts="0"):
-    return "".join(f"{part:<30}|" for part in (id, name, state, restarts, comment, folder)) + "\n"
+def line(id, name, state, comment, folder, restarts="0", reason="None"):
+    parts = (id, name, state, reason, restarts, "N/A", comment, folder)
+    return "".join(f"{part:<30}|" for part in parts) + "\n"
 
 
 def test_only_unended_jobs_of_this_study_folder_and_of_a_dead_snakemake_are_left_behind():
@@ -106,7 +107,7 @@ def watched(tmp_path):
         return log
 
     def look(*lines):
-        watch.look(slurm.parse_jobs("".join(line(id, "run", state, "", "", n) for id, state, n in lines)))
+        watch.look(slurm.parse_jobs("".join(line(id, "run", state, "", "", *more) for id, state, *more in lines)))
         found, said[:] = list(said), []
         return found
 
@@ -140,6 +141,25 @@ def test_a_job_that_slurm_queued_again_is_told_as_often_as_that_happens(watched)
     assert "Slurm queued job 7 again" in watched.look(("7", "PENDING", "1"))[0]
     assert watched.look(("7", "RUNNING", "1")) == []
     assert len(watched.look(("7", "RUNNING", "2"))) == 1
+
+
+def test_a_job_that_slurm_holds_is_told_with_what_releases_it(watched):
+    watched.submit("7")
+    [said] = watched.look(("7", "PENDING", "0", "JobHeldUser"))
+    assert said == (
+        "measure_gemm h100: Slurm holds job 7 (JobHeldUser): it goes on after `scontrol release 7`; its points are kept"
+    )
+    assert watched.look(("7", "PENDING", "0", "JobHeldUser")) == watched.look(("7", "RUNNING", "0")) == []
+    # Queued again and held is one line.
+    [said] = watched.look(("7", "PENDING", "1", "JobHeldAdmin"))
+    assert (
+        "queued job 7 again and holds it (JobHeldAdmin)" in said and "an administrator's `scontrol release 7`" in said
+    )
+    [said] = watched.look(("7", "COMPLETING", "2", "job requeued in held state"))
+    assert "queued job 7 again and holds it (job requeued in held state): it goes on after `scontrol release 7`" in said
+    assert watched.look(("7", "PENDING", "2", "job requeued in held state")) == []
+    # Waits for room, and for an account's share.
+    assert watched.look(("7", "PENDING", "2", "Resources"), ("7", "PENDING", "2", "QOSUsageThreshold")) == []
 
 
 def test_a_forgotten_job_is_settled_by_whether_it_wrote_its_output(watched):

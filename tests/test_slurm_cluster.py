@@ -1,9 +1,11 @@
 """The Slurm that other tests run on behaves as a cluster does: typed GPUs, records, and a clean end."""
 
 import re
+from datetime import timedelta
 
 import psutil
 import pytest
+from quantbench import slurm
 from slurm_cluster import read_job, running_cluster
 from workflow_study import wait_until
 
@@ -32,6 +34,21 @@ def test_jobs_get_gpus_of_their_type_and_are_recorded(slurm_with_accounting):
     wait_until(recorded, 60, "records of both jobs in the database")
     with pytest.raises(AssertionError, match="node configuration is not available"):
         submit(cluster, "-p", "h100", "--gres=gpu:h200:1")
+
+
+def test_we_read_there_since_when_a_job_runs_and_that_slurm_holds_it(slurm_with_accounting, monkeypatch):
+    cluster = slurm_with_accounting
+    monkeypatch.setenv("PATH", cluster.environment()["PATH"])
+    number = submit(cluster, "-p", "cpu", "--mem=100")
+    seen = cluster.wait(lambda jobs: jobs[number].state == "RUNNING", 60, "the job runs")[number].started.astimezone()
+    job = slurm.jobs()[str(number)]
+    assert job.runs_since(seen) and not job.runs_since(seen - timedelta(seconds=10))
+    assert not job.held and slurm.jobs("--all").keys() == slurm.jobs().keys()
+    cluster.run("scontrol", "requeuehold", str(number))
+    wait_until(lambda: slurm.jobs()[str(number)].held, 60, "the job is held")
+    job = slurm.jobs()[str(number)]
+    assert job.restarts == 1 and not job.runs_since(seen)
+    cluster.run("scancel", str(number))
 
 
 def test_clusters_live_side_by_side_and_leave_no_process(tmp_path_factory, slurm_with_accounting):

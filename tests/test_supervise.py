@@ -137,6 +137,28 @@ def test_kill_minus_nine_of_snakemake_ends_the_job(job, tmp_path):
     assert_nothing_left(tmp_path)
 
 
+def test_a_process_that_hangs_ends_with_its_parent(tmp_path):
+    # Deaf to SIGTERM, as a Snakemake that waits for its job, and hanging in a lock, as one that waits for good.
+    hangs = """
+        import os, signal, threading
+        from pathlib import Path
+        from quantbench.supervise import end_with_parent
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        end_with_parent()
+        Path("hangs.pid").write_text(str(os.getpid()))
+        lock = threading.Lock()
+        lock.acquire()
+        lock.acquire()
+    """
+    (tmp_path / "hangs.py").write_text(textwrap.dedent(hangs))
+    script = start(["sh", "-c", f"{sys.executable} hangs.py; true"], tmp_path)
+    hanging = psutil.Process(wait_for(tmp_path / "hangs.pid"))
+    assert hanging.ppid() == script.pid
+    script.kill()
+    script.wait()
+    assert not psutil.wait_procs([hanging], timeout=20)[1]
+
+
 def test_kill_minus_nine_of_the_supervisor_ends_main(job, tmp_path):
     process = start(job("Path('main.pid').write_text(str(os.getpid()))\ntime.sleep(600)"), tmp_path)
     wait_for(tmp_path / "main.pid")

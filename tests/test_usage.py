@@ -3,14 +3,28 @@
 import copy
 import os
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 
 import pytest
 from quantbench.estimate import Evidence
 from quantbench.jobs import build_jobs
+from quantbench.lock import this_process
 from quantbench.manifest import build_manifest
+from quantbench.slurm import Job
 from quantbench.study import load_study
-from quantbench.usage import QUANTIZING, hours, read_usage, rerun_s, usage, usage_text, wall_s
+from quantbench.usage import (
+    GOING,
+    KILLED,
+    QUANTIZING,
+    UNKNOWN,
+    fate_of,
+    hours,
+    read_usage,
+    rerun_s,
+    usage,
+    usage_text,
+    wall_s,
+)
 from workflow_study import CONFIG
 
 
@@ -28,7 +42,14 @@ def run(gpu="h200", **more):
         "started_at": at(0),
         "ended_at": at(10),
     }
-    plain |= {"engine_starts": 1, "engine_start_s": 60.0, "measured_s": 480.0, "kept_s": 480.0, "seen_at": at(10)}
+    plain |= {
+        "engine_starts": 1,
+        "engine_start_s": 60.0,
+        "measured_s": 480.0,
+        "kept_s": 480.0,
+        "seen_at": at(10),
+        "fate": None,
+    }
     return plain | more
 
 
@@ -50,11 +71,36 @@ def test_an_allocation_counts_from_its_start():
 
 def test_a_killed_run_loses_its_time_but_for_the_points_it_kept():
     # its record was last written when its engine was ready; its last point 6 minutes in; 2 minutes of points were kept
-    killed = run(ended_at=None, measured_s=0.0, kept_s=120.0, seen_at=at(6))
+    killed = run(ended_at=None, fate=KILLED, measured_s=0.0, kept_s=120.0, seen_at=at(6))
     used = usage([run(), killed])["h200"]
     assert used.wall_s == 600 + 360 and used.killed == 1
     assert used.lost_s == 360 - 120
     assert used.measuring_s == 480 + 120
+
+
+def test_a_run_that_goes_on_has_lost_nothing():
+    # asked 6 minutes in, of which 2 minutes of points are kept
+    used = usage([run(ended_at=None, fate=GOING, measured_s=0.0, kept_s=120.0, seen_at=at(6))])["h200"]
+    assert (used.going, used.killed, used.lost_s) == (1, 0, 0.0)
+    assert used.wall_s == 360 and used.measuring_s == 120
+
+
+def test_a_run_without_an_end_goes_on_when_its_process_or_slurm_says_so():
+    me, mine = this_process(), {"slurm_job": None}
+    assert fate_of(mine | {"process": me}, None) == GOING
+    # the number was given out again
+    assert fate_of(mine | {"process": me | {"process_started": 1.0}}, None) == KILLED
+    elsewhere = {"process": me | {"host": "another"}, "slurm_job": "7", "allocated_at": at(3)}
+    assert fate_of(elsewhere, None) == fate_of(elsewhere | {"slurm_job": None}, {}) == fate_of(mine, {}) == UNKNOWN
+    assert fate_of(elsewhere, {}) == KILLED
+
+    def slurm_says(state, minute):
+        started = datetime.fromisoformat(at(minute)).astimezone().replace(tzinfo=None).isoformat()
+        return fate_of(elsewhere, {"7": Job("7", "", state, "None", 1, started, "", "")})
+
+    assert slurm_says("RUNNING", 3) == GOING
+    # since then the job was queued again: another process runs, or none
+    assert slurm_says("RUNNING", 5) == slurm_says("PENDING", 3) == slurm_says("CANCELLED", 3) == KILLED
 
 
 def test_what_the_login_node_did_is_no_devices_time():
@@ -63,7 +109,7 @@ def test_what_the_login_node_did_is_no_devices_time():
 
 def test_nothing_is_lost_below_nothing():
     # a clock that stepped back
-    used = usage([run(ended_at=None, kept_s=900.0, seen_at=at(0))])["h200"]
+    used = usage([run(ended_at=None, fate=KILLED, kept_s=900.0, seen_at=at(0))])["h200"]
     assert used.wall_s == 0 and used.lost_s == 0 and used.share is None
 
 
@@ -96,7 +142,7 @@ def test_a_rerun_takes_each_point_as_long_as_it_took_and_each_job_its_start(stud
 def test_the_table_says_how_it_was_counted(study):
     manifest = build_manifest(study)
     manifest["gpus"]["cpu"] = manifest["gpus"]["cpu"] | {"price_usd_per_hour": 3.0}
-    used = usage([run("cpu", allocated_at=at(0)), run("cpu", ended_at=None, kept_s=0.0, seen_at=at(5))])
+    used = usage([run("cpu", allocated_at=at(0)), run("cpu", ended_at=None, fate=KILLED, kept_s=0.0, seen_at=at(5))])
     text = usage_text(manifest, used, {"cpu": 7200.0})
     row = next(line for line in text.splitlines() if line.startswith("cpu "))
     # 15 minutes in all, 8 of them measuring; two starts of a minute; 5 minutes lost
@@ -119,6 +165,7 @@ def test_only_the_studys_own_runs_are_counted(study):
         ("by-hand", None),
     ):
         store.write_run(run("cpu", run_id=name, log=log))
+    going = run("cpu", run_id="going", log="results/small/logs/c.log", ended_at=None, process=this_process())
     killed = run("cpu", run_id="killed", log="/data/results/small/logs/b.log", ended_at=None, measured_s=0.0)
     store.write_run({name: value for name, value in killed.items() if name not in ("kept_s", "seen_at")})
     store.write_point(latency["identity"], status="ok", rows=[], run_id="killed", measured_s=100.0)
@@ -127,10 +174,14 @@ def test_only_the_studys_own_runs_are_counted(study):
     os.utime(store.root / "runs" / "killed.json", (ended - 60, ended - 60))
     text = read_usage(manifest, store)
     assert text.startswith("study small: 2 runs")
+    assert "killed, perhaps: 1 run of machines" in text and "going" not in text
     row = next(line for line in text.splitlines() if line.startswith("cpu "))
     # 10 minutes, and 4 until the killed run's last point, of which 100 s were kept: 140 s are 0.04 h
     assert row.split()[:3] == ["cpu", "2", "0.23"] and row.split()[-3:-1] == ["1", "0.04"]
     assert re.search(r"killed: .* last thing they wrote", text)
+    store.write_run(going | {"started_at": datetime.now(UTC).isoformat()})
+    text = read_usage(manifest, store)
+    assert "going: 1 run in progress" in text and "killed, perhaps: 1 run" in text
 
 
 def test_a_study_without_runs_says_so(study):

@@ -6,7 +6,7 @@ makes   .snakemake/quantbench/<host>-<process>.json while this Snakemake runs
 
 import atexit
 
-from quantbench import lock, slurm
+from quantbench import lock, slurm, supervise
 from snakemake.logging import logger
 
 
@@ -14,6 +14,9 @@ def tell(line):
     """One line on the console and in Snakemake's log."""
     logger.warning(f"[quantbench] {line}")
 
+
+if not workflow.is_main_process and "SLURM_JOB_ID" in os.environ:
+    supervise.end_with_parent()
 
 if workflow.is_main_process:
     released = lock.release()

@@ -3,22 +3,14 @@
 python workflow/scripts/plan.py --config='{"study": "demo", ...}'
 """
 
-import argparse
-import json
-import sys
-
 from quantbench.cluster import placement, requests
-from quantbench.errors import UserError
+from quantbench.command import run, study_parser
 from quantbench.manifest import build_manifest
 from quantbench.plan import plan_text
-from quantbench.study import load_study
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=json.loads, required=True, help="the study's config as JSON")
-    arguments = parser.parse_args(argv)
-    study = load_study({"title": "-", **arguments.config})
+    study = study_parser(__doc__).parse_args(argv).study
 
     def asked(rule, target, estimate):
         gpu = None if rule == "quantize_model" else target[0]
@@ -28,7 +20,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run(main)

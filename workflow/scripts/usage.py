@@ -3,26 +3,15 @@
 python workflow/scripts/usage.py --config='{"study": "demo", ...}'
 """
 
-import argparse
-import json
-import sys
-
-from quantbench.errors import UserError
+from quantbench.command import run, study_parser
 from quantbench.manifest import build_manifest
-from quantbench.study import load_study
 from quantbench.usage import read_usage
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=json.loads, required=True, help="the study's config as JSON")
-    arguments = parser.parse_args(argv)
-    study = load_study({"title": "-", **arguments.config})
+    study = study_parser(__doc__).parse_args(argv).study
     print(read_usage(build_manifest(study), study.store))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run(main)

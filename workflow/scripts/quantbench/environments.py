@@ -104,8 +104,9 @@ def interpreter(name, requirements, brought=None, folders=(), scratch=None, scri
             for word in ("--bind", folder)
         ]
         inside = [os.path.abspath(brought["image"]), brought.get("python", "python3")]
-        # Double quotes: the node's shell expands variables, and nothing else of a path.
-        bound = [f'--bind "{scratch}"'] if scratch else []
+        # The node's shell expands variables. A folder that this node lacks, or does not name, is no error (scratch.py), to
+        # Apptainer it would be.
+        bound = [f'$(set +u; [ -d "{scratch}" ] && echo --bind "{scratch}")'] if scratch else []
         return " ".join([shlex.join(words), *bound, shlex.join(inside)])
     return shlex.join([*words, brought.get("python", "python3")])
 

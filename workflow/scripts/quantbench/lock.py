@@ -27,6 +27,12 @@ def here():
     }
 
 
+def this_process():
+    """What `alive` needs to find this process again, by whoever asks from this machine."""
+    process = psutil.Process()
+    return {**here(), "pid": process.pid, "process_started": process.create_time()}
+
+
 def identity(path):
     """A file that is made anew under the same name is another file. None where there is none."""
     try:
@@ -41,11 +47,8 @@ def note(lock_files, folder=Path(), slurm_run=None):
 
     slurm_run  the name under which this process submits its Slurm jobs, if it does
     """
-    process = psutil.Process()
     record = {
-        **here(),
-        "pid": process.pid,
-        "process_started": process.create_time(),
+        **this_process(),
         "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "locks": {str(path): identity(path) for path in lock_files},
         "slurm_run": slurm_run,
@@ -65,16 +68,21 @@ def notes(folder=Path()):
     return found
 
 
-def dead(record):
-    """Whether the process of a note is certainly gone: it was one of this machine, and is not there any more."""
+def alive(record):
+    """Whether the process of a record (`this_process`) is still there; None where that is not known: another machine's."""
     if any(record.get(name) != value for name, value in here().items()):
-        return False
+        return None
     try:
         process = psutil.Process(record["pid"])
         # The number may belong to another by now.
-        return process.create_time() != record["process_started"] or process.status() == psutil.STATUS_ZOMBIE
+        return process.create_time() == record["process_started"] and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
-        return True
+        return False
+
+
+def dead(record):
+    """Whether the process of a note is certainly gone."""
+    return alive(record) is False
 
 
 def held(record):

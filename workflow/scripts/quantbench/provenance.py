@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from quantbench.device_state import visible_device
+from quantbench.lock import this_process
 
 # Distribution names; vLLM's CPU build is published under a name of its own.
 PACKAGES = {
@@ -46,6 +47,8 @@ def new_run(stage, job):
         "points_measured": 0,
         "measured_s": 0.0,
         "host": platform.node(),
+        # While the run has no end, this tells whether it goes on (usage.py).
+        "process": this_process(),
         "peak_memory_bytes": None,
         **allocation(),
         "log": os.environ.get("QUANTBENCH_LOG"),

@@ -17,6 +17,7 @@ import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from quantbench import lock
@@ -38,8 +39,22 @@ FAILURES = {
     "PREEMPTED": "a job of higher priority took its place",
     "TIMEOUT": "it reached its time limit",
 }
+# Slurm tells whole seconds, and a job that is queued again waits for more than these.
+SAME_START = timedelta(seconds=2)
+# Reasons for which a job waits until somebody releases it: squeue(1), JOB REASON CODES, and slurmctld's own sentences, such as
+# "job requeued in held state" and "launch failed requeued held".
+HELD = re.compile(r"JobHeld(Admin|User)|JobHoldMaxRequeue|.*[ _]held([ _].*)?")
 # And their sizes, since squeue cuts a field to 20 characters.
-FIELDS = {"JobID": 32, "Name": 128, "State": 32, "RestartCnt": 8, "Comment": 1024, "WorkDir": 4096}
+FIELDS = {
+    "JobID": 32,
+    "Name": 128,
+    "State": 32,
+    "Reason": 64,
+    "RestartCnt": 8,
+    "StartTime": 32,
+    "Comment": 1024,
+    "WorkDir": 4096,
+}
 
 
 class Silent(Exception):
@@ -48,14 +63,30 @@ class Silent(Exception):
 
 @dataclass
 class Job:
-    """A line of squeue. `name` is the executor's name for a run, `comment` says rule and wildcards."""
+    """A line of squeue. `name` is the executor's name for a run, `comment` says rule and wildcards.
+
+    started  local time without a zone, ISO 8601; of a job that waits, "N/A" or Slurm's expectation
+    """
 
     id: str
     name: str
     state: str
+    reason: str
     restarts: int
+    started: str
     comment: str
     folder: str
+
+    def runs_since(self, moment):
+        """Whether it runs since this moment (with a zone): a job that was queued again keeps its number and starts anew."""
+        if self.state not in ("RUNNING", "SUSPENDED"):
+            return False
+        return abs(datetime.fromisoformat(self.started).astimezone() - moment) < SAME_START
+
+    @property
+    def held(self):
+        """Whether it waits for somebody to release it, and not for room."""
+        return self.state in ("PENDING", "COMPLETING") and HELD.fullmatch(self.reason) is not None
 
 
 def ask(*command):
@@ -72,21 +103,22 @@ def ask(*command):
 
 
 def jobs(*options):
-    """{id: Job} of this user's jobs, ended ones too as long as Slurm knows them. Raises Silent.
+    """{id: Job}, ended ones too as long as Slurm knows them. Raises Silent.
 
-    options  of squeue: which jobs
+    options  of squeue: which jobs; without any, this user's
     """
     # The folder comes last, since it alone may contain the separator.
     wanted = ",".join(f"{name}:{size}|" for name, size in FIELDS.items())
-    answer = ask("squeue", "--noheader", "--states=all", f"--user={getpass.getuser()}", f"--Format={wanted}", *options)
-    return parse_jobs(answer)
+    which = options or [f"--user={getpass.getuser()}"]
+    return parse_jobs(ask("squeue", "--noheader", "--states=all", f"--Format={wanted}", *which))
 
 
 def parse_jobs(answer):
     found = {}
     for line in filter(str.strip, answer.splitlines()):
-        id, name, state, restarts, comment, folder = (part.strip() for part in line.split("|", 5))
-        found[id] = Job(id, name, state, int(restarts or 0), comment, folder.removesuffix("|").rstrip())
+        id, name, state, reason, restarts, started, comment, folder = map(str.strip, line.split("|", len(FIELDS) - 1))
+        folder = folder.removesuffix("|").rstrip()
+        found[id] = Job(id, name, state, reason, int(restarts or 0), started, comment, folder)
     return found
 
 
@@ -191,8 +223,7 @@ class Watch:
     executor: object
     interval_s: float
     say: object
-    states: dict = field(default_factory=dict)
-    restarts: dict = field(default_factory=dict)
+    before: dict = field(default_factory=dict)
     known: dict = field(default_factory=dict)
     missed: dict = field(default_factory=dict)
     gone: set = field(default_factory=set)
@@ -235,8 +266,8 @@ class Watch:
             active = list(self.executor.active_jobs)
         for id, job in found.items():
             if id in self.known:
-                self._tell(job, *self.known[id])
-                self.states[id], self.restarts[id] = job.state, job.restarts
+                self._tell(job, self.before.get(id), *self.known[id])
+                self.before[id] = job
         for info in active:
             self.missed[info.external_jobid] = (
                 0 if info.external_jobid in found else self.missed.get(info.external_jobid, 0) + 1
@@ -244,14 +275,22 @@ class Watch:
             if self.missed[info.external_jobid] >= MISSING_POLLS:
                 self._give_up(info)
 
-    def _tell(self, job, info, again):
+    def _tell(self, job, before, info, again):
+        """What is new about a job since it was `before`; None where it was not seen yet."""
         what = name(info)
-        if job.restarts > self.restarts.get(job.id, 0):
+        requeued = job.restarts > (before.restarts if before else 0)
+        if job.held and not (before and before.held and not requeued):
+            whose = "an administrator's " if job.reason == "JobHeldAdmin" else ""
+            self.say(
+                f"{what}: Slurm {f'queued job {job.id} again and holds it' if requeued else f'holds job {job.id}'}"
+                f" ({job.reason}): it goes on after {whose}`scontrol release {job.id}`; its points are kept"
+            )
+        elif requeued:
             self.say(
                 f"{what}: Slurm queued job {job.id} again, since its node failed or a job of higher priority took it;"
                 " its points are kept, and it goes on when Slurm starts it again"
             )
-        if job.state in FAILURES and self.states.get(job.id) != job.state:
+        if job.state in FAILURES and not (before and before.state == job.state):
             said = own_words(info.aux["slurm_logfile"]) if job.state == "FAILED" else None
             # A script that says what is wrong says what to do, too.
             then = outlook(again) if again or not said else None

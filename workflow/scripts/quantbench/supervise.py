@@ -9,6 +9,7 @@ kernel hands it every orphan among them and none gets out of sight.
 
 Snakemake runs a job as `bash -c '...'`. When Snakemake is killed outright nobody tells that bash, so the supervisor
 watches its ancestors up to the nearest Snakemake (without one: only its parent) and ends everything when one is gone.
+The Snakemakes of a Slurm job, which are such ancestors, watch their own parent: `end_with_parent`.
 
 Linux only. Imports the standard library and psutil, nothing heavier.
 """
@@ -19,6 +20,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -162,6 +164,24 @@ def die_with_parent(parent, signal_number):
     prctl(PR_SET_PDEATHSIG, signal_number)
     if os.getppid() != parent:  # it ended before we could ask
         os.kill(os.getpid(), signal_number)
+
+
+def end_with_parent():
+    """Watch this process's parent from a thread, and end this process at once when the parent is gone.
+
+    For the two Snakemakes of a Slurm job, the batch script's and the one in its step. Slurm asks all of a job's processes
+    to end; the script does, while a Snakemake first waits for its job, now and then for good. A Slurm that knows processes by
+    their parents (proctrack/linuxproc) and not by a cgroup then sees nothing left to kill.
+    """
+    parent = os.getppid()
+
+    def watch():
+        # Not die_with_parent: the kernel counts the thread that forked, and slurmstepd's may end before slurmstepd.
+        while os.getppid() == parent:
+            time.sleep(WATCH_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
 
 
 def prctl(option, value):
