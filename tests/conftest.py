@@ -125,7 +125,7 @@ EARLY = (
 ONE_BY_ONE = ("test_workflow", "test_faults", "test_slurm_faults")
 # These share a session's fixture, a process with vLLM imported.
 TOGETHER = {
-    "vllm": ("test_measure_gemm", "test_raw_ops", "test_chooser", "test_kernels"),
+    "vllm": ("test_measure_gemm", "test_raw_ops", "test_chooser", "test_kernels", "test_emulation"),
 }
 
 

@@ -19,7 +19,13 @@ config = LlamaConfig(
     vocab_size=2048,
     max_position_embeddings=512,
 )
-LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+model = LlamaForCausalLM(config)
+with torch.no_grad():
+    for block in model.model.layers:
+        # As in real models, inputs of a few channels are large: what AWQ and SmoothQuant are for.
+        block.input_layernorm.weight[:4] *= 16
+        block.post_attention_layernorm.weight[:4] *= 16
+model.to(torch.bfloat16).save_pretrained(folder)
 tokenizer = Tokenizer(models.BPE())
 tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
 trainer = trainers.BpeTrainer(

@@ -10,6 +10,7 @@ What it holds, so that a test knows its answer: two gpus, and per model
 Matrix products, at M = 1 and 256: int8-smoothquant is twice as fast at both; rtn-int4 is 1.5 times as fast at 1 (on
 down_proj 2 times, a tie) and 0.8 times at 256, so that it stops paying in between; lm_head stays in 16 bits. Beside
 them two contenders: marlin-w4a16 (not on the cpu, no down_proj; 3 times as fast at 1) and int8-mm (quantizing left out).
+Quantized one part at a time, down_proj of block 2 suffers most (rtn-int4).
 In the support table the sources disagree: the chooser picks Marlin for rtn-int4 on the h200, and Machete ran.
 """
 
@@ -17,7 +18,10 @@ import json
 import random
 from pathlib import Path
 
+from quantbench import sensitivity
 from quantbench.keys import canonical_json, key
+from quantbench.layers import layer_points
+from quantbench.model_fit import quantized_layers
 from quantbench.points import JOB_OF_STAGE
 from quantbench.store import Store, write_atomically
 from synthetic_facts import (
@@ -45,6 +49,9 @@ def synthetic_study(root, models=("tiny",), gpus=("cpu", "h200")):
     """Write root/store and root/manifest.json; returns the manifest."""
     root = Path(root)
     study = Study(Store(root / "store"), models, gpus)
+    for model in models:
+        study.add_sensitivity(model)
+        study.add_layers(model)
     for gpu in gpus:
         study.add_probe(gpu)
         for scheme in SCHEMES:
@@ -72,6 +79,7 @@ class Study:
             "gpus": {name: GPUS[name] for name in gpus},
             "contenders": CONTENDERS,
             "checkpoints": [],
+            "layers": [],
             "points": [],
             "skips": [],
         }
@@ -139,6 +147,47 @@ class Study:
         identity = {"artefact": "point", "stage": "support", "protocol": 1, "gpu": gpu, "epoch": 0}
         identity |= {"versions": VERSIONS, "params": {"format": SCHEMES[scheme]["format"], "scheme": scheme}}
         self._write({"stage": "support", "gpu": gpu, "model": None, "scheme": scheme, "identity": identity}, [row])
+
+    def add_sensitivity(self, model):
+        """rtn-int4 layer by layer: 0.001 nats per token times the block's number, from 1; down_proj of block 2 ten times that."""
+        scheme, checkpoint = SCHEMES["rtn-int4"], self._checkpoint_key(model, "rtn-int4")
+        for name, part in sensitivity.parts(scheme, HF_CONFIG, "linear").items():
+            block, kind = sensitivity.place_of(name)
+            nats = 0.1 if block is None else 0.001 * (block + 1) * (10 if (block, kind) == (2, "down_proj") else 1)
+            identity = {"artefact": "point", "stage": "sensitivity", "protocol": 1, "checkpoint": checkpoint, "gpu": None}
+            identity |= {"versions": {"torch": "2.13.0"}, "params": {"part": name, "documents": DOCUMENTS}}
+            rows = [
+                {
+                    "document": i,
+                    "tokens": 40 + i,
+                    "negative_log_likelihood": (40 + i) * (1.2 + nats * (1 + 0.1 * (i % 3))),
+                    "baseline_negative_log_likelihood": (40 + i) * 1.2,
+                    "kl_divergence": (40 + i) * nats * (1 + 0.1 * (i % 3)),
+                    "top1_agreement": 40 + i - i % 2,
+                }
+                for i in range(DOCUMENTS)
+            ]
+            point = {"stage": "sensitivity", "gpu": None, "model": model, "scheme": "rtn-int4", "identity": identity}
+            labels = {"part": {"name": name, **part}, "per": "linear", "dataset_name": "arithmetic"}
+            self._write(point | labels, rows)
+
+    def add_layers(self, model):
+        """Layer after layer a tenth of a dB better: weights from 20 dB, outputs from 15 dB, of every quantized scheme."""
+        for checkpoint in self.manifest["checkpoints"]:
+            if checkpoint["model"] == model:
+                for point in layer_points(self.manifest["study"], checkpoint, {"arithmetic": "d" * 64}):
+                    rows = [
+                        {"layer": name, "n": n, "k": k, "weight_sqnr_db": 20 + i / 10, "output_sqnr_db": 15 + i / 10, "tokens": 900}
+                        for i, (name, (n, k)) in enumerate(quantized_layers(SCHEMES[point["scheme"]], HF_CONFIG).items())
+                    ]
+                    run_id = f"quantize_model-{model}-{point['scheme']}"
+                    self.store.write_point(point["identity"], status="ok", rows=rows, run_id=run_id)
+                    self.manifest["layers"].append(point)
+
+    def _checkpoint_key(self, model, scheme):
+        return next(
+            c["key"] for c in self.manifest["checkpoints"] if (c["model"], c["scheme"]) == (model, scheme)
+        )
 
     def add_variant(self, gpu, model, scheme):
         kernel, computes, quantized = KERNELS.get((gpu, scheme), UNQUANTIZED)
@@ -351,6 +400,7 @@ def _config(models, gpus):
         },
         "accuracy": [{"task": "gsm8k", "dataset": "arithmetic", "split": "test", "questions": QUESTIONS, "shots": 3}],
         "perplexity": [{"dataset": "arithmetic", "split": "test", "documents": DOCUMENTS}],
+        "sensitivity": [{"scheme": "rtn-int4", "per": "linear", "dataset": "arithmetic", "documents": DOCUMENTS}],
         "repeats": REPEATS,
         "baseline": "bf16",
     }

@@ -17,11 +17,14 @@ from quantbench.study import ROOT, load_study
 from workflow_study import CONFIG
 
 COMPARED_WITH = {"reference": "fidelity"}
+# On no device in particular.
+DEVICELESS = {"sensitivity"}
 
 
 @pytest.fixture
 def config(tmp_path):
-    return {**copy.deepcopy(CONFIG), "store": str(tmp_path / "store")}
+    scan = [{"scheme": "rtn-int4", "dataset": "arithmetic", "documents": 4}]
+    return {**copy.deepcopy(CONFIG), "store": str(tmp_path / "store"), "sensitivity": scan}
 
 
 @pytest.fixture
@@ -103,7 +106,7 @@ def test_a_raised_epoch_costs_every_point_of_its_device(config, root):
     sheets["cpu"]["epoch"] += 1
     (root / "config/gpus.yaml").write_text(yaml.safe_dump(sheets))
     raised = manifest_of(config, root)
-    assert not keys(raised) & keys(plain)
+    assert keys(raised) & keys(plain) == keys(plain, "sensitivity")
     assert [c["key"] for c in raised["checkpoints"]] == [c["key"] for c in plain["checkpoints"]]
 
 
@@ -120,15 +123,16 @@ def test_a_changed_description_of_a_device_or_a_scheme_costs_nothing(config, roo
 @pytest.mark.parametrize(
     ("change", "stages"),
     [
-        (lambda c: c["engine"].update(max_num_seqs=8), set(PROTOCOL) - {"probe", "support", "gemm"}),
-        (lambda c: c["engine"].update(dtype="float16"), set(PROTOCOL) - {"probe"}),
+        (lambda c: c["engine"].update(max_num_seqs=8), set(PROTOCOL) - {"probe", "support", "gemm"} - DEVICELESS),
+        (lambda c: c["engine"].update(dtype="float16"), set(PROTOCOL) - {"probe"} - DEVICELESS),
         (lambda c: c["repeats"].update(most=3), {"latency", "throughput", "gemm"}),
         (lambda c: c["accuracy"][0].update(questions=9), {"accuracy"}),
         (lambda c: c["serving"].update(seed=1), {"serving"}),
         (lambda c: c["perplexity"][0].update(documents=5), {"perplexity"}),
         (lambda c: c["fidelity"][0].update(top_k=9), {"reference", "fidelity"}),
         # A second start of the baseline has everything again that needs the whole model, but the distributions.
-        (lambda c: c.update(noise_floor=True), set(PROTOCOL) - {"probe", "support", "gemm", "reference"}),
+        (lambda c: c.update(noise_floor=True), set(PROTOCOL) - {"probe", "support", "gemm", "reference"} - DEVICELESS),
+        (lambda c: c["sensitivity"][0].update(documents=5), {"sensitivity"}),
         (lambda c: c["kernels"].update(tokens=[2]), {"gemm"}),
         (lambda c: c["kernels"].update(products=["linear", "relu_linear"]), {"gemm"}),
         (lambda c: c["kernels"].update(tensor_parallel_size=2), {"gemm"}),

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import statistics
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 import quantize_model
 import yaml
 from forks import Forks
-from quantbench import schemes
+from quantbench import layers, schemes
 from quantbench.errors import UserError
 from quantbench.keys import key
 from quantbench.prequantized import check_claims
@@ -27,8 +28,11 @@ SCHEMES = schemes.load_schemes(ROOT / "config" / "schemes")
 TOOLKIT_SCHEMES = [name for name, scheme in SCHEMES.items() if scheme["toolkit"] == "llmcompressor"]
 
 
+TEXTS = {"dataset": "d" * 64, "split": "train", "samples": 8, "max_tokens": 64, "seed": 0}
+
+
 def identity_of(scheme, versions, samples=8):
-    rows = {"dataset": "d" * 64, "split": "train", "samples": samples, "max_tokens": 64, "seed": 0}
+    rows = {**TEXTS, "samples": samples}
     return {
         "artefact": "checkpoint",
         "model": "a" * 64,
@@ -46,8 +50,17 @@ def job_of(name, model, versions, scheme=None, **changes):
         "identity": identity,
         "recipe": identity["recipe"],
         "model_path": str(model),
-        "dataset_path": str(model / "train.jsonl"),
+        "dataset_paths": [str(model / "train.jsonl")],
+        "layers": [],
     }
+
+
+def layer_point(identity, texts):
+    """The point of a checkpoint's layers, as the manifest has it."""
+    checkpoint_entry = {"quantized": True, "key": key(identity), "model": "tiny", "scheme": "any"}
+    config = {"calibration": {"mix": None, "chat_template": False, **texts}}
+    [point] = layers.layer_points(config, checkpoint_entry, {texts["dataset"]: texts["dataset"]})
+    return point
 
 
 # --- without the toolkit --------------------------------------------------------------------------------------------
@@ -206,6 +219,9 @@ def made(model, versions, toolkit, tmp_path_factory):
     """{scheme: its pointer} of every scheme that the toolkit makes."""
     folder = tmp_path_factory.mktemp("made")
     jobs = {name: job_of(name, model, versions) for name in TOOLKIT_SCHEMES}
+    for job in jobs.values():
+        identity = layer_point(job["identity"], TEXTS)["identity"]
+        job["layers"] = [{"identity": identity, "dataset_paths": job["dataset_paths"]}]
     done = toolkit("-c", EVERY, folder / "store", folder, input=json.dumps(jobs), timeout_s=900)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -233,6 +249,18 @@ def bits(scheme):
     return found, found + (32 / (128 * 256) if weights["strategy"] == "tensor_group" else 0)
 
 
+# Signal over noise of Gaussian weights, in dB: 4-bit numbers in groups, fp8, and int8 by row or in groups of 128.
+WEIGHTS_DB = {"int4": (17, 23), "fp4": (17, 23), "mxfp4": (17, 23), "fp8": (30, 33), "int8": (39, 46)}
+
+
+def layer_rows(record):
+    """What was kept of the layers of a checkpoint."""
+    store = Store(Path(record["path"]).parents[1])
+    point = store.read_point(layer_point(record["identity"], TEXTS)["key"])
+    assert point["status"] == "ok", point["reason"]
+    return point["rows"]
+
+
 @pytest.mark.quantize
 @pytest.mark.parametrize("name", TOOLKIT_SCHEMES)
 def test_every_scheme_makes_a_checkpoint(name, made, model):
@@ -247,10 +275,14 @@ def test_every_scheme_makes_a_checkpoint(name, made, model):
     assert record["parameters"] == 2 * 2048 * 256 + 5 * 256 + 2 * (2 * 256 * 256 + 2 * 128 * 256 + 3 * 768 * 256)
     assert record["bytes"] < 2 * record["parameters"]
     assert record["peak_memory_bytes"] > record["bytes"] and record["quantize_s"] > 0
-    if record["sqnr_db"] is not None:
-        # a 4-bit group of Gaussian weights keeps 18 to 21 dB, fp8 31 dB, int8 40 to 44 dB; GPTQ gives up some of it for the
-        # outputs' sake
-        assert len(record["sqnr_db"]) == 14 and all(10 < ratio < 50 for ratio in record["sqnr_db"].values())
+    rows = layer_rows(record)
+    assert len(rows) == 14 and rows[0]["layer"] == "model.layers.0.self_attn.q_proj"
+    low, high = WEIGHTS_DB[schemes.number_type(scheme["format"]["weights"])]
+    # GPTQ gives up some of the weights' for the outputs' sake.
+    low -= 8 if "GPTQModifier" in schemes.modifier_names(scheme) else 0
+    assert all(low < row["weight_sqnr_db"] < high for row in rows)
+    assert all(5 < row["output_sqnr_db"] < 60 and row["tokens"] > 0 for row in rows)
+    assert ("calibration_rows" in record) and bool(record["calibration_rows"]) == scheme["calibrated"]
     config, tensors = json.loads((folder / "config.json").read_text()), checkpoint.tensors(folder)
     # What is held against checkpoints of others is true of our own.
     check_claims(scheme, config, tensors, json.loads((model / "config.json").read_text()))
@@ -267,6 +299,61 @@ def test_every_scheme_makes_a_checkpoint(name, made, model):
     for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (folder / file).read_bytes() == (model / file).read_bytes()
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.iterdir())
+
+
+def middle(record, name):
+    return statistics.median(row[name] for row in layer_rows(record))
+
+
+@pytest.mark.quantize
+def test_errors_of_the_layers_have_the_order_that_the_papers_give(made):
+    rtn, gptq, awq = (made[name] for name in ("rtn-int4", "gptq-int4", "awq-int4-symmetric"))
+    outputs, weights = ([middle(r, name) for r in (rtn, awq, gptq)] for name in ("output_sqnr_db", "weight_sqnr_db"))
+    # By what comes out of a layer, rounding to the nearest is the worst; by the weights themselves it is the best.
+    assert outputs == sorted(outputs) and outputs[1] > outputs[0] + 1 and outputs[2] > outputs[0] + 3
+    assert weights[0] >= weights[1] > weights[2]
+    # With 8-bit inputs, what SmoothQuant takes from the large channels is the inputs' error.
+    assert middle(made["int8-smoothquant"], "output_sqnr_db") > middle(made["int8-gptq"], "output_sqnr_db") + 3
+    # The same integers in another layout are the same layer; only its scales are moved.
+    for layout in ("gptq", "awq"):
+        one, other = (layer_rows(made[f"{layout}-int4{native}"]) for native in ("", "-native"))
+        pairs = [(a[n], b[n]) for a, b in zip(one, other, strict=True) for n in ("weight_sqnr_db", "output_sqnr_db")]
+        assert all(a == pytest.approx(b, abs=0.05) for a, b in pairs)
+
+
+# What a SQNR is, by other means: the whole model in float64, one layer's weight replaced by a checkpoint's, dequantized by
+# the toolkit's own loader; with the smoothed neighbours of AWQ that is no longer one layer, so only GPTQ and rounding.
+ONE_LAYER = """
+import json, sys
+import torch
+from pathlib import Path
+from transformers import AutoModelForCausalLM
+from quantbench.quantize import layer_error, toolkit
+path, made, layer = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+model, other = toolkit.load_model(path), AutoModelForCausalLM.from_pretrained(made, dtype="auto")
+ids = torch.tensor([[5, 9, 2, 7, 7, 3, 250, 17]])
+seen = []
+module = model.get_submodule(layer)
+hook = module.register_forward_pre_hook(lambda _, given: seen.append(given[0].double()))
+model(input_ids=ids)
+hook.remove()
+with torch.no_grad():
+    y = seen[0] @ module.weight.double().T
+    z = other.get_submodule(layer)(seen[0].to(torch.bfloat16)).double()
+    db = 10 * torch.log10(y.square().sum() / (y - z).square().sum()).item()
+recipe = json.loads((made / "quantbench.json").read_text())["identity"]["recipe"]
+[row] = [row for row in layer_error.layer_errors(model, made, recipe, ids.tolist()) if row["layer"] == layer]
+print(json.dumps([db, row["output_sqnr_db"], row["tokens"]]))
+"""
+
+
+@pytest.mark.quantize
+@pytest.mark.parametrize("name", ["rtn-int4", "int8-rtn", "fp8-static"])
+def test_a_layers_error_is_what_the_toolkits_own_layer_makes(name, made, model, toolkit):
+    done = toolkit("-c", ONE_LAYER, model, made[name]["path"], "model.layers.1.mlp.up_proj")
+    assert done.returncode == 0, done.stderr
+    theirs, ours, tokens = json.loads(done.stdout.splitlines()[-1])
+    assert tokens == 8 and ours == pytest.approx(theirs, abs=0.5)
 
 
 # Dequantizes a checkpoint of each layout with nothing of the project: numbers by shifting, one position at a time.
@@ -328,7 +415,7 @@ def test_the_same_identity_gives_the_same_bytes(model, versions, quantize, quant
 def test_what_a_user_can_mend_is_one_line_and_leaves_nothing(model, versions, quantize, tmp_path):
     done, record = quantize(job_of("gptq-int4", model, versions, samples=17))
     assert done.returncode == 2 and record is None
-    assert "calibration.samples is 17" in done.stderr and "Traceback" not in done.stderr
+    assert "calibration.samples wants 17 rows" in done.stderr and "Traceback" not in done.stderr
     assert not list((tmp_path / "store").rglob("*"))
 
 

@@ -7,13 +7,15 @@ import os
 import time
 from pathlib import Path
 
+from quantbench import emulated
+from quantbench.engine import emulation
 from quantbench.engine.settings import engine_environment
 from quantbench.engine_failure import classify_failure
 from quantbench.errors import UserError
 from quantbench.gpus import check_device
 from quantbench.jobs import job_options
-from quantbench.kernel_verdict import known_failure, refusal
-from quantbench.keys import canonical_json
+from quantbench.kernel_verdict import refusal
+from quantbench.keys import canonical_json, key
 from quantbench.points import check_versions, expand, missing_points, start_label
 from quantbench.progress import Progress
 from quantbench.provenance import finish, new_run
@@ -28,21 +30,40 @@ def main(argv=None):
     job, store = options.job, options.store
     points = missing_points(job, store)
     if points:
-        label = f"engine {job['gpu']} {job['model']}/{start_label(job['scheme'], job.get('start'))}"
+        label = f"engine {job['gpu']} {job['model']}/{start_label(job['scheme'], job.get('start'), 'emulate' in job)}"
         progress = Progress(label, len(points), options.manifest, store)
-        load = store.read_point(next(point["key"] for point in expand(job) if point["stage"] == "load"))
-        if failure := known_failure(load, job["expects"], job["engine_args"]["dtype"]):
+        load = own_load(job, store)
+        if result := emulated.decided(job, load):
             for point in points:
-                store.write_failure(point["identity"], failure, load["run_id"])
+                store.write_failure(point["identity"], result, load["run_id"])
                 progress.step()
         else:
             measure(job, points, store, progress)
     write_atomically(options.output, canonical_json({"measured": [point["key"] for point in points]}))
 
 
+def own_load(job, store):
+    """The record of the `load` point that the job has or, to emulate, that its variant has; None where there is none.
+
+    Raises UserError where an emulation would have to guess whether it is needed.
+    """
+    if "emulate" not in job:
+        return store.read_point(next(point["key"] for point in expand(job) if point["stage"] == "load"))
+    if job["load_point"] is None:
+        return None
+    load = store.read_point(key(job["load_point"]))
+    if load is None:
+        raise UserError(
+            "whether the device has kernels of its own is not in the store; measure the scheme itself first"
+        )
+    return load
+
+
 def measure(job, points, store, progress):
     """Start the engine, then measure and keep each point; what the engine refuses is kept with its reason."""
     os.environ.update(engine_environment(job["gpu_entry"]))
+    if "emulate" in job:
+        emulation.switch_on(job["emulate"])
     run = new_run("measure_engine", job)
     check_device(job["gpu_entry"], run["device_name"])
     check_versions(points, run["versions"])
@@ -69,7 +90,9 @@ def measure(job, points, store, progress):
     store.write_run(run)
     progress.begin()
     # A scheme that ran as something else entirely is never reported as the scheme; that it loaded is a fact.
-    wrong = refusal(job["expects"], session.kernels, job["engine_args"]["dtype"])
+    wrong = (emulated.fault if "emulate" in job else refusal)(
+        job["expects"], session.kernels, job["engine_args"]["dtype"]
+    )
     measurers = Measurers(session, job, store, library)
     # Asked again before each point: another run may have measured it while the engine started.
     for [point] in store.unmeasured([point] for point in points):

@@ -1,7 +1,9 @@
-"""Make one quantized checkpoint, unless the store has it, and write a pointer to it.
+"""Make one quantized checkpoint, unless the store has it, compare its layers with the model's, and write a pointer to it.
 
-needs   the staged model and data set in the store; --job: {"model", "scheme", "identity", "model_path", "dataset_path"}
-makes   store/checkpoints/<key>/ with quantbench.json, and --output: {"key", "path", and what quantbench.json records}
+needs   the staged model and data sets in the store; --job: {"model", "scheme", "identity", "model_path", "dataset_paths",
+        "layers"}, the last one its points of quantbench/layers.py, each with the paths of its texts
+makes   store/checkpoints/<key>/ with quantbench.json, points in the store, and --output: {"key", "path", and what
+        quantbench.json records}
 """
 
 import importlib.metadata
@@ -17,6 +19,7 @@ from quantbench.jobs import job_options
 from quantbench.keys import canonical_json, file_sha256, key
 from quantbench.model_fit import check_scheme_fits
 from quantbench.provenance import finish, new_run
+from quantbench.sensitivity import recipe_of
 from quantbench.store import write_atomically
 from quantbench.supervise import supervised
 
@@ -28,6 +31,8 @@ def main(argv=None):
     checkpoint_key = key(identity)
     if not store.has_folder("checkpoints", checkpoint_key):
         make_checkpoint(job, store)
+    if missing := [point for point in job["layers"] if not store.has_point(key(point["identity"]))]:
+        compare_layers(job, missing, store)
     record = store.read_folder("checkpoints", checkpoint_key)
     path = store.folder("checkpoints", checkpoint_key)
     write_atomically(options.output, canonical_json({**record, "key": checkpoint_key, "path": str(path)}))
@@ -36,21 +41,17 @@ def main(argv=None):
 def make_checkpoint(job, store):
     """Quantize into the store; raises UserError for what a user can mend."""
     identity, model_path = job["identity"], Path(job["model_path"])
-    recipe, calibration = identity["recipe"], identity["calibration"]
+    recipe, calibration = recipe_of(job, store), identity["calibration"]
     check_versions(identity["versions"])
     check_model(model_path, recipe)
-    # Before any import that reads them: nothing is fetched, and OpenMP threads give a busy machine its cores back.
-    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Without it cuBLAS may add up in another order, and the same recipe gives other bytes.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    set_environment()
 
     from quantbench.quantize import checkpoint
     from quantbench.quantize.calibration import calibration_texts
 
     texts = None
     if calibration:
-        texts = calibration_texts(job["dataset_path"], calibration["samples"], calibration["seed"])
+        texts = calibration_texts(job["dataset_paths"], calibration)
 
     from quantbench.quantize import layouts, toolkit
 
@@ -69,7 +70,8 @@ def make_checkpoint(job, store):
         record.update(
             device=made["device"],
             parameters=made["parameters"],
-            sqnr_db=made["sqnr_db"],
+            spared=[name for name in recipe["ignore"] if name not in identity["recipe"]["ignore"]],
+            calibration_rows=made["rows"],
             layers_quantized=len(made["shapes"]),
             bits_per_weight=checkpoint.bits_per_weight(found, made["shapes"]),
             bytes=checkpoint.safetensors_bytes(folder),
@@ -85,6 +87,43 @@ def make_checkpoint(job, store):
         f"{record['bits_per_weight']:.3f} bits per weight, {record['quantize_s']:.1f} s",
         file=sys.stderr,
     )
+
+
+def compare_layers(job, points, store):
+    """Measure these points: the checkpoint's layers against the model's. Raises UserError for what a user can mend."""
+    set_environment()
+
+    from quantbench.quantize import layer_error, toolkit
+    from quantbench.quantize.calibration import calibration_texts
+
+    recipe, model_path = job["identity"]["recipe"], Path(job["model_path"])
+    folder = store.folder("checkpoints", key(job["identity"]))
+    run = new_run("quantize_model", job)
+    store.write_run(run)
+    began = time.monotonic()
+    model, tokenizer = toolkit.load_model(model_path), toolkit.load_tokenizer(model_path)
+    for point in points:
+        started, rows, found, status, reason = time.monotonic(), None, [], "ok", None
+        if texts := point["identity"]["params"]["texts"]:
+            held_out = calibration_texts(point["dataset_paths"], texts, held_out=layer_error.ROWS)
+            rows = toolkit.tokens_of(held_out, tokenizer, model, min(texts["max_tokens"], layer_error.TOKENS))
+        try:
+            found = layer_error.layer_errors(model, folder, recipe, rows)
+        except layer_error.NotComparable as error:
+            status, reason = "unsupported", str(error)
+        spent = time.monotonic() - started
+        store.write_point(
+            point["identity"], status=status, reason=reason, rows=found, run_id=run["run_id"], measured_s=spent
+        )
+    store.write_run(finish(run | {"points_measured": len(points), "measured_s": time.monotonic() - began}))
+
+
+def set_environment():
+    """Before any import that reads it: nothing is fetched, and OpenMP threads give a busy machine its cores back."""
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Without it cuBLAS may add up in another order, and the same recipe gives other bytes.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def check_versions(wanted):

@@ -54,8 +54,11 @@ def looks(schemes, baseline):
     return {scheme: chosen.get(scheme, BASELINE_LOOK) for scheme in schemes}
 
 
-def lines(rows, look, *, x_title, y_title, log=False, reference=None):
-    """Value by an ordinal x, one line per scheme: rows have x, value, low, high. `reference` draws a rule there."""
+def lines(rows, look, *, x_title, y_title, log=False, reference=None, of="scheme"):
+    """Value by an ordinal x, one line per scheme: rows have x, value, low, high. `reference` draws a rule there.
+
+    of  what rows call a scheme, if it is something else, for the tooltip
+    """
     xs = sorted({row["x"] for row in rows})
     base = _chart(rows).encode(
         x=alt.X("x:O", title=x_title, sort=xs, axis=alt.Axis(labelAngle=0)),
@@ -66,17 +69,19 @@ def lines(rows, look, *, x_title, y_title, log=False, reference=None):
     layers += [
         base.mark_line(clip=True).encode(y=y),
         base.mark_rule(strokeWidth=2, opacity=0.55).encode(y=alt.Y("low:Q"), y2="high:Q"),
-        base.mark_point().encode(y=y, shape=_shape(rows, look), tooltip=_tooltip()),
+        base.mark_point().encode(y=y, shape=_shape(rows, look), tooltip=_tooltip(of)),
     ]
     return _specification(alt.layer(*layers), PANEL_HEIGHT)
 
 
 def intervals(rows, look, *, x_title, reference=None, percent=False):
-    """Value with its interval, one row per scheme: rows have value, low, high. `reference` draws a dashed rule."""
-    schemes = list(dict.fromkeys(row["scheme"] for row in rows))
-    y = alt.Y("scheme:N", title=None, sort=schemes, axis=alt.Axis(ticks=False, grid=True, labelPadding=8))
+    """Value with its interval, one row per scheme: rows have value, low, high, and may have a `label` for the scheme's name.
+    `reference` draws a dashed rule."""
+    rows = [{"label": row["scheme"], **row} for row in rows]
+    schemes = list(dict.fromkeys(row["label"] for row in rows))
+    y = alt.Y("label:N", title=None, sort=schemes, axis=alt.Axis(ticks=False, grid=True, labelPadding=8))
     base = _chart(rows).encode(y=y, color=_colour(rows, look))
-    x_axis = alt.Axis(format=".0%" if percent else "~g", tickCount=5)
+    x_axis = alt.Axis(format=".0%" if percent else ",.4~r", tickCount=5)
     x = alt.X("value:Q", title=x_title, scale=_scale(rows, False, reference), axis=x_axis)
     layers = [] if reference is None else [_reference(reference, "x")]
     layers += [
@@ -170,8 +175,8 @@ def _shape(rows, look):
     return alt.Shape("scheme:N", legend=None, scale=alt.Scale(domain=domain, range=[look[s]["shape"] for s in domain]))
 
 
-def _tooltip():
-    return [alt.Tooltip("scheme:N", title="scheme"), alt.Tooltip("text:N", title="measured")]
+def _tooltip(of="scheme"):
+    return [alt.Tooltip("scheme:N", title=of), alt.Tooltip("text:N", title="measured")]
 
 
 def _scale(rows, log, reference):

@@ -13,6 +13,7 @@ import string
 from pathlib import Path
 
 from quantbench.errors import UserError
+from quantbench.points import CHECKPOINT_JOBS
 from quantbench.validation import check, nearest, read_yaml, with_defaults
 
 SCHEMA = Path(__file__).parents[2] / "schemas" / "cluster.schema.json"
@@ -82,7 +83,7 @@ def load_cluster(path, gpus=()):
 
 def placement(cluster, rule, gpu=None):
     """What a job of `rule` on `gpu` asks for, each key decided by the narrowest place that has it; {gpu} filled in."""
-    if rule == "quantize_model":
+    if rule in CHECKPOINT_JOBS:
         own = {name: value for name, value in cluster["quantize"].items() if name != "like"}
         gpu = cluster["quantize"]["like"]
         found = (placement(cluster, None, gpu) if gpu else NOTHING | cluster["defaults"]) | own
@@ -134,10 +135,10 @@ def misfits(cluster, estimates, attempts):
     """
     found = []
     for (rule, target), estimate in estimates.items():
-        gpu = None if rule == "quantize_model" else target[0]
+        gpu = None if rule in CHECKPOINT_JOBS else target[0]
         place = placement(cluster, rule, gpu)
         name = "/".join([rule, *filter(None, target)])
-        key = "quantize" if rule == "quantize_model" else f"gpus.{gpu}"
+        key = "quantize" if rule in CHECKPOINT_JOBS else f"gpus.{gpu}"
         most_s = (place["most_hours"] or math.inf) * 3600
         # One that keeps nothing until its end has to end in one attempt.
         whole = estimate.seconds if rule == "quantize_model" else estimate.seconds / attempts

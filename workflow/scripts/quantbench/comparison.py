@@ -27,7 +27,7 @@ def summarize(tables, baseline, confidence=0.95, power=0.8, margins=MARGINS):
     is_baseline   bool
     status        ok when anything of it was measured, else the status of its points, or "not measured"; and `reason`
     failures      [{"table", "status", "reason"}]: points of an ok variant that were not
-    verdict       as_promised, computes_other, unquantized (the worst of its layers), or None; `computes`, `expected`
+    verdict       as_promised, emulated, computes_other, unquantized (the worst of its layers), or None; `computes`, `expected`
                   of the layers that earned it; as promised: of those that the scheme quantizes
     speed         [{"metric", "batch_size" or ("load", "level"), "input_tokens", "output_tokens", "gain", "low", "high",
                   "within", "starts", "start_spread", "words", "caveat"}]; gain is how many times faster than the
@@ -35,17 +35,18 @@ def summarize(tables, baseline, confidence=0.95, power=0.8, margins=MARGINS):
                   repeats alone; low and high reach over it and over what one start of the engine differs from the next
                   by (`start_spread`, a relative standard deviation), where a variant was started more than once
     batches       the same, without caveat, for throughput and latency at every batch that both ran
-    accuracy      [{"task", "dataset", "shots", "chat_template", "filter", "decides", "n", "share", "low", "high"}]; of the
-                  baseline also
+    accuracy      [{"task", "dataset", "shots", "chat_template", "filter", "decides", "n", "share", "low", "high",
+                  "emulated"}]; of the baseline also
                   "noise": {"starts", "pairs", "lost", "won", "difference", "difference_low", "difference_high", "p"} of
                   its further starts, or None; where the baseline was asked the same questions also {"pairs",
                   "baseline_share", "difference", "difference_low", "difference_high" (score interval), "bootstrap"
                   [low, high], "recovery", "recovery_low", "recovery_high", "lost", "won", "p", "p_holm", "comparisons",
                   "smallest_detectable", "power", "margin", "questions_needed", "kind", "words", "length"}: see verdict.py
                   for the words, answer_lengths.py for the last (of the deciding filter)
-    perplexity    [{"dataset", "perplexity", "ratio", "low", "high", "margin", "kind", "words"}], the baseline's with "noise"
-    fidelity      [{"dataset", "documents", "tokens", "kl", "kl_low", "kl_high", "top1", "top1_low", "top1_high",
-                  "noise", "words"}], per token, kl in nats; of the baseline its own noise, where it was started again
+    perplexity    [{"dataset", "perplexity", "ratio", "low", "high", "margin", "kind", "words", "emulated"}], the baseline's
+                  with "noise"
+    fidelity      [{"dataset", "documents", "tokens", "kl", "kl_low", "kl_high", "top1", "top1_low", "top1_high", "noise",
+                  "words", "emulated"}], per token, kl in nats; of the baseline its own noise, where it was started again
     size          {"bytes", "bits_per_weight", "ratio"} or None; ratio is bytes over the baseline's
     """
     data = {name: _dicts(table) for name, table in tables.items()}
@@ -81,8 +82,10 @@ def _dicts(table):
 def _status(rows):
     measured = [(name, row) for name in MEASURED for row in rows.get(name, [])]
     failures = {}
+    # What a device cannot run and is emulated instead is not missing.
+    emulated = {name for name, row in measured if row["status"] == "ok" and row.get("emulated")}
     for name, row in measured:
-        if row["status"] != "ok":
+        if row["status"] != "ok" and (row.get("emulated") or name not in emulated):
             failures[name, row["status"], row["reason"]] = {
                 "table": name,
                 "status": row["status"],
@@ -100,7 +103,7 @@ def _kernels(rows):
     """The worst verdict of any layer. As promised is told by the layers that the scheme quantizes, if there are any."""
     names = ("verdict", "computes", "expected")
     ran = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: row["expected"] in FLOATS)
-    for verdict in ("unquantized", "computes_other"):
+    for verdict in ("unquantized", "computes_other", "emulated"):
         for row in ran:
             if row["verdict"] == verdict:
                 return {name: row[name] for name in names}

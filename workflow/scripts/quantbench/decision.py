@@ -43,7 +43,14 @@ def broken_promise(entry):
         return "ran unquantized"
     if entry["verdict"] == "computes_other":
         return f"computes {entry['computes']}, not {entry['expected']}"
-    return None
+    return "emulated" if entry["verdict"] == "emulated" else None
+
+
+def why_emulated(entry):
+    """Why a variant was emulated, in short; None for one that was not."""
+    if entry["verdict"] != "emulated":
+        return None
+    return display.in_short(entry["failures"][0]["reason"]) if entry["failures"] else "the device has no kernel for it"
 
 
 def label(entry):
@@ -153,6 +160,8 @@ def _why_not(entry, speed, baseline):
         return _not_ok(entry)
     if entry["verdict"] == "unquantized":
         return "its layers ran unquantized: its numbers are not the scheme's"
+    if why := why_emulated(entry):
+        return f"emulated, so without a speed: {why}"
     if speed is None:
         reasons = [f"{f['table']} {_words(f['status'])}: {display.in_short(f['reason'])}" for f in entry["failures"]]
         return "its speed was not measured" + (f" ({'; '.join(reasons)})" if reasons else "")
@@ -303,6 +312,8 @@ def _left_out(schemes):
     for entry in schemes:
         if entry["status"] != "ok":
             reasons.setdefault((entry["status"], display.in_short(entry["reason"])), []).append(entry["scheme"])
+        elif why := why_emulated(entry):
+            reasons.setdefault(("emulated, without a speed", why), []).append(entry["scheme"])
     said = [f"{display.listed(names)} {_words(status)} ({reason})" for (status, reason), names in reasons.items()]
     return f"{'; '.join(said)}." if said else None
 

@@ -10,6 +10,8 @@ IN_SHORT = (
     ("Failed to find a kernel", "vLLM has no kernel on this device"),
 )
 LONGEST_SHORT = 140
+# Behind the name of a scheme whose numbers no kernel of the device computed.
+EMULATED = " (emulated)"
 
 
 def factor(value):
@@ -59,6 +61,11 @@ def with_interval(estimate, shown):
     """(value, low, high) -> "1.82× [1.79×, 1.85×]"."""
     value, low, high = estimate
     return " ".join(filter(None, (shown(value), interval(low, high, shown))))
+
+
+def called(scheme, emulated):
+    """A scheme's name where its numbers are shown."""
+    return scheme + EMULATED if emulated else scheme
 
 
 def listed(names):

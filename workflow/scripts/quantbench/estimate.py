@@ -105,6 +105,11 @@ def run_seconds(run):
     return (ended - started).total_seconds()
 
 
+def _like(identity):
+    """What measured points are alike in; an emulated start is no measure of a native one."""
+    return identity["gpu"], identity["stage"], "emulated" in identity
+
+
 class _Judge:
     """Rules, and their corrections by evidence."""
 
@@ -116,6 +121,11 @@ class _Judge:
         probed = [record for record in evidence.points if record["identity"]["stage"] == "probe" and record["rows"]]
         probes = {record["identity"]["gpu"]: record["rows"][0] for record in probed}
         self.devices = {gpu: guess.device_of(entry, probes.get(gpu)) for gpu, entry in manifest["gpus"].items()}
+        # Where quantizing runs: on a GPU, where the study has one.
+        self.devices[None] = next(
+            (device for device in self.devices.values() if device.environment == "engine-cuda"),
+            next(iter(self.devices.values())),
+        )
         self.sizes = {}
         self.corrections = self._corrections()
         self.starts, self.rests = self._starts(), self._rests()
@@ -142,7 +152,12 @@ class _Judge:
             seconds += took
             if not known:
                 guessed.add(point["stage"])
-        if name in STARTING:
+        if name == "measure_sensitivity":
+            memory = guess.sensitivity_memory_bytes(size, points, self._vocabulary(model))
+            process += size.parameters * 2 / guess.LOAD_BYTES_PER_S
+            # The 16-bit model reads the documents first.
+            process += max(self._point(point["identity"])[0] for point in points)
+        elif name in STARTING:
             memory = guess.engine_memory_bytes(device, size, points[0]["identity"]["engine_args"])
         else:
             params = [point["identity"]["params"] for point in points]
@@ -185,6 +200,10 @@ class _Judge:
             self.sizes[checkpoint] = config and guess.size_of(config, variant["recipe"], variant.get("bytes"))
         return self.sizes[checkpoint]
 
+    def _vocabulary(self, model):
+        config = self.manifest["models"][model]["config"]
+        return config.get("text_config", config)["vocab_size"]
+
     def _whole(self, model_key):
         return guess.size_of(self.configs[model_key], {"format": None, "ignore": []})
 
@@ -202,7 +221,7 @@ class _Judge:
         return device and guess.point_s(identity, device, size)
 
     def _corrections(self):
-        """{(gpu, stage, checkpoint or None): [measured / rule]}"""
+        """{(*_like, checkpoint or None): [measured / rule]}"""
         found = defaultdict(list)
         for record in self.evidence.points:
             identity = record["identity"]
@@ -210,12 +229,12 @@ class _Judge:
             if rule_s:
                 ratio = record["measured_s"] / rule_s
                 for checkpoint in {identity.get("checkpoint"), None}:
-                    found[identity["gpu"], identity["stage"], checkpoint].append(ratio)
+                    found[*_like(identity), checkpoint].append(ratio)
         return {place: median(ratios) for place, ratios in found.items()}
 
     def _point(self, identity):
         """(seconds, whether its like has been measured)"""
-        rule_s, place = self._rule(identity), (identity["gpu"], identity["stage"])
+        rule_s, place = self._rule(identity), _like(identity)
         for checkpoint in (identity.get("checkpoint"), None):
             if (*place, checkpoint) in self.corrections:
                 return rule_s * self.corrections[(*place, checkpoint)], True

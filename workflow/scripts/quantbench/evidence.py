@@ -29,6 +29,7 @@ VERDICTS = {
     "as_promised": ("good", "as promised"),
     "computes_other": ("bad", ""),
     "unquantized": ("bad", ""),
+    "emulated": ("warn", ""),
 }
 
 
@@ -52,6 +53,8 @@ def kernels_that_ran(manifest, tables):
                 words = f"computes {computes} instead of {expected}"
             elif verdict == "unquantized":
                 words = f"silently ran unquantized instead of {expected}"
+            elif verdict == "emulated":
+                words = f"computes the numbers of {expected} without a kernel: never timed"
             elif verdict == "as_promised":
                 # Layers that a scheme ignores, such as lm_head, are promised in the model's own type.
                 left = computes != manifest["schemes"][scheme]["computes"]
@@ -82,7 +85,10 @@ def missing(manifest, tables):
         if skip["model"] in manifest["models"]:
             add(skip, "skipped", skip["stage"])
     for table in STAGES:
+        emulated = {_variant(row) for row in _rows(tables, table, ok=True) if row.get("emulated")}
         for row in _rows(tables, table, ok=False):
+            if table != "kernels" and _variant(row) in emulated and not row["emulated"]:
+                continue
             # Without a run nothing was tried: the tables repeat the plan's skips, which stand above already. One
             # throttled repeat is no missing point. Kernels beside the study's variants have a section of their own.
             a_point = row["run_id"] is not None and row.get("repeat") is None
@@ -103,6 +109,10 @@ def missing(manifest, tables):
         rows.sort(key=lambda row: (_place(manifest["study"]["schemes"], row["scheme"]), row["kind"]))
         groups.append({"heading": " · ".join(filter(None, (gpu, model))), "rows": rows})
     return groups
+
+
+def _variant(row):
+    return row["gpu"], row["model"], row["scheme"]
 
 
 def _counted(stages):

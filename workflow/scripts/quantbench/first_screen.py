@@ -6,7 +6,7 @@ Decides nothing: `context.summary` and `context.decisions` are decision.py's; he
 import polars as pl
 
 from quantbench import display
-from quantbench.decision import broken_promise
+from quantbench.decision import broken_promise, why_emulated
 from quantbench.evidence import STATES
 from quantbench.sections_quality import tiny_notice
 from quantbench.statistics import median_ci
@@ -205,6 +205,8 @@ def _verdict(entry, decision, baseline):
         return "good", f"recommended at batch {latency['batch_size']}", why or failures
     if entry["is_baseline"]:
         return "even", "baseline", failures
+    if why := why_emulated(entry):
+        return "warn", "emulated", f"its quality is that of its numbers, computed without a kernel: {why}"
     if not compared:
         return "even", "no comparison", failures or f"there is no speed of it and of {baseline} to compare"
     why = next((r["why"] for r in decision["rejected"] if r["scheme"] == entry["scheme"]), "")
@@ -321,11 +323,12 @@ ACCURACY_NUMBERS = (
         "p",
         "p_holm",
     ),
-    *("comparisons", "smallest_detectable", "power", "margin", "questions_needed", "kind", "words", "length"),
+    *("comparisons", "smallest_detectable", "power", "margin", "questions_needed", "kind", "words", "length", "emulated"),
 )
-PERPLEXITY_NUMBERS = ("dataset", "perplexity", "ratio", "low", "high", "noise", "margin", "kind", "words")
+PERPLEXITY_NUMBERS = ("dataset", "perplexity", "ratio", "low", "high", "noise", "margin", "kind", "words", "emulated")
 FIDELITY_NUMBERS = (
     *("dataset", "documents", "tokens", "kl", "kl_low", "kl_high", "top1", "top1_low", "top1_high", "noise", "words"),
+    "emulated",
 )
 
 

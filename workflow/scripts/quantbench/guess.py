@@ -139,6 +139,10 @@ def point_s(identity, device, size):
     if stage in ("perplexity", "reference", "fidelity"):
         # How many a fidelity point reads only its reference says.
         return prefill_s(device, size, (params.get("documents") or DOCUMENTS) * DOCUMENT_TOKENS)
+    if stage == "sensitivity":
+        # One document after another, by a model in 16 bits but for a part.
+        whole = Size(size.parameters, 2 * size.parameters, size.kv_bytes_per_token)
+        return params["documents"] * prefill_s(device, whole, min(params["max_tokens"], DOCUMENT_TOKENS))
     return OTHER_POINT_S
 
 
@@ -166,6 +170,13 @@ def quantize_s(size, calibration, cuda):
 def quantize_memory_bytes(size):
     """The 16-bit model, and a second copy of it while the result is written."""
     return QUANTIZE_HOST_BYTES + 2 * size.bytes
+
+
+def sensitivity_memory_bytes(size, points, vocabulary):
+    """The 16-bit model, its head in 32 bits, and a 32-bit number per word of the vocabulary for each of the documents' tokens."""
+    params = [point["identity"]["params"] for point in points]
+    tokens = max(p["documents"] * min(p["max_tokens"], DOCUMENT_TOKENS) for p in params)
+    return QUANTIZE_HOST_BYTES + 2 * 2 * size.parameters + 4 * vocabulary * tokens
 
 
 def engine_memory_bytes(device, size, engine_args):

@@ -13,6 +13,7 @@ from quantbench.errors import UserError
 from quantbench.keys import canonical_json
 from quantbench.model_fit import left_alone
 from quantbench.points import GROUP_FIELDS, JOB_OF_STAGE, expand, job_of
+from quantbench.quantize.calibration import parts
 from quantbench.schemes import compressed_tensors_config
 from quantbench.store import Store
 from quantbench.tasks import asked_tasks, is_file, slug
@@ -21,7 +22,10 @@ from quantbench.tasks import asked_tasks, is_file, slug
 def build_jobs(manifest, store, only=None):
     """{job name: {(gpu, model, scheme): job}} of the whole study; model and scheme are None for jobs of a whole gpu.
 
-    A second start of the baseline is a job of its own, of scheme `<baseline>+2`.
+    A second start of the baseline is a job of its own, of scheme `<baseline>+2`; an emulated start of a scheme one of scheme
+    `<scheme>+emulated`, which is told the scheme's format and the `load` point that says whether it has to be emulated.
+
+    Jobs of measure_sensitivity are of no gpu: theirs is None.
 
     only  one target: nothing but its jobs, by whatever rule
     """
@@ -35,7 +39,14 @@ def build_jobs(manifest, store, only=None):
             variant = (None, None) if target[1] is None else (point["model"], point["scheme"])
             job = _new_job(manifest, store, point["gpu"], *variant, checkpoints.get(variant))
             jobs[name][target] = job | ({"start": point["start"]} if point.get("start", 1) > 1 else {})
+            if point.get("emulated"):
+                jobs[name][target]["emulate"] = manifest["schemes"][point["scheme"]]["format"]
+                jobs[name][target]["load_point"] = _load_point(manifest, point)
+            if name == "measure_sensitivity":
+                jobs[name][target] |= {"model_path": str(_model_folder(manifest, store, point["model"])), "parts": {}}
         _add(jobs[name][target], point["identity"], manifest, point["scheme"])
+        if name == "measure_sensitivity":
+            jobs[name][target]["parts"][point["part"]["name"]] = point["part"]
     for (gpu, model, scheme), job in jobs["measure_serving"].items():
         engine = jobs["measure_engine"][gpu, model, scheme]
         job["load_point"] = next(p["identity"] for p in expand(engine) if p["stage"] == "load")
@@ -44,20 +55,36 @@ def build_jobs(manifest, store, only=None):
 
 def quantize_jobs(manifest, store):
     """{(model, scheme): job} of the variants that need a checkpoint of their own."""
-    found = {}
+    found, layers = {}, {}
+    for point in manifest.get("layers", []):
+        paths = _dataset_paths(point["identity"]["params"]["texts"], store)
+        layers.setdefault((point["model"], point["scheme"]), []).append(
+            {"identity": point["identity"], "dataset_paths": paths}
+        )
     for entry in manifest["checkpoints"]:
         if entry["quantized"]:
-            calibration = entry["identity"]["calibration"]
-            rows = calibration and store.folder("datasets", calibration["dataset"]) / f"{calibration['split']}.jsonl"
             found[entry["model"], entry["scheme"]] = {
                 "model": entry["model"],
                 "scheme": entry["scheme"],
                 "identity": entry["identity"],
                 "model_path": str(store.folder("models", entry["identity"]["model"])),
-                "dataset_path": rows and str(rows),
+                "dataset_paths": _dataset_paths(entry["identity"]["calibration"], store),
+                "layers": layers.get((entry["model"], entry["scheme"]), []),
                 "recipe": manifest["schemes"][entry["scheme"]],
+                **({"spare": entry["spare"]} if "spare" in entry else {}),
             }
     return found
+
+
+def _model_folder(manifest, store, model):
+    return store.folder("models", manifest["models"][model]["key"])
+
+
+def _dataset_paths(calibration, store):
+    """The JSONL file of each part of a calibration, or None."""
+    return calibration and [
+        str(store.folder("datasets", part["dataset"]) / f"{part['split']}.jsonl") for part in parts(calibration)
+    ]
 
 
 def read_job(text, store):
@@ -72,6 +99,7 @@ def read_job(text, store):
     rule, *target = name.split("/")
     manifest = json.loads(Path(path).read_text())
     width = 2 if rule == "quantize_model" else 3
+    target = [None, *target] if rule == "measure_sensitivity" else target
     key = (*target, *[None] * (width - len(target)))
     quantizing = rule == "quantize_model"
     found = quantize_jobs(manifest, store) if quantizing else build_jobs(manifest, store, only=key).get(rule, {})
@@ -111,7 +139,7 @@ def text(job):
 
 
 def _new_job(manifest, store, gpu, model, scheme, entry):
-    job = {"gpu": gpu, "model": model, "scheme": scheme, "gpu_entry": manifest["gpus"][gpu], "groups": []}
+    job = {"gpu": gpu, "model": model, "scheme": scheme, "gpu_entry": manifest["gpus"].get(gpu), "groups": []}
     if entry:
         job["checkpoint_path"] = str(checkpoint_folder(entry, store))
         recipe = manifest["schemes"][scheme]
@@ -120,6 +148,13 @@ def _new_job(manifest, store, gpu, model, scheme, entry):
         files = {slug(task): task for task in asked_tasks(manifest["study"]) if is_file(task)}
         job |= {"task_files": files} if files else {}
     return job
+
+
+def _load_point(manifest, point):
+    """The identity of the `load` point of a point's variant, without emulation; None where the device cannot run it."""
+    wanted = ("load", *(point[name] for name in ("gpu", "model", "scheme")))
+    found = (p for p in manifest["points"] if (p["stage"], p["gpu"], p["model"], p["scheme"]) == wanted)
+    return next((p["identity"] for p in found), None)
 
 
 def _add(job, identity, manifest, scheme):

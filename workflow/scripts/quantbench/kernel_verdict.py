@@ -2,8 +2,11 @@
 
 import re
 
-VERDICTS = ("as_promised", "computes_other", "unquantized")
+# The last is of a start whose kernels were emulated (engine/emulation.py): the scheme's numbers, and never its times.
+VERDICTS = ("as_promised", "computes_other", "unquantized", "emulated")
 FLOATS = ("bf16", "fp16", "fp32")
+# The engine's names of the types that layers left alone run in, and the schemes' names.
+OWN_FLOAT = {"bfloat16": "bf16", "float16": "fp16"}
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
@@ -58,7 +61,7 @@ def refusal(expects, kernels, dtype):
     kernels  what the engine reported (see engine/kernels.py)
     dtype    the engine's dtype: bfloat16 or float16
     """
-    own = {"bfloat16": "bf16", "float16": "fp16"}[dtype]
+    own = OWN_FLOAT[dtype]
     if expects["computes"] in FLOATS:
         return None
     wrong = []

@@ -1,9 +1,11 @@
 """From a study to its manifest: every artefact and every point with its identity and key, before anything runs."""
 
+from quantbench import calibrations, emulated, sensitivity
 from quantbench.contenders import contender_identity, device_refusal
 from quantbench.environments import engine_versions, pins, scoring_versions, toolkit_versions
 from quantbench.errors import UserError
 from quantbench.keys import key
+from quantbench.layers import layer_points
 from quantbench.points import PROTOCOL
 from quantbench.roofline import layer_shapes
 from quantbench.schemes import recipe_identity
@@ -36,21 +38,28 @@ def build_manifest(study):
         points += [_support_point(study, gpu, scheme, device, versions) for scheme in study.schemes]
         for variant in checkpoints:
             label = {"gpu": gpu, "model": variant["model"], "scheme": variant["scheme"]}
+            besides = _emulated_points(study, gpu, variant, device, versions)
+            if study.config["baseline"] in refused:
+                besides = [point for point in besides if point["stage"] != "fidelity"]
             if variant["scheme"] in refused:
                 reason = refused[variant["scheme"]]
                 skips += [{"stage": stage, **label, "reason": reason} for stage in _stages(study)]
+                points += besides
                 continue
             found = _variant_points(study, gpu, variant, device, versions)
             if study.config["baseline"] in refused and study.config.get("fidelity"):
                 found = [point for point in found if point["stage"] != "fidelity"]
                 reason = f"the baseline cannot run here: {refused[study.config['baseline']]}"
                 skips.append({"stage": "fidelity", **label, "reason": reason})
-            points += found
+            points += found + besides
             if study.config["noise_floor"] and variant["scheme"] == study.config["baseline"]:
                 points += _variant_points(study, gpu, variant, device, versions, start=2)
         kernel_points, kernel_skips = _gemm_points(study, gpu, refused, no_engine, device, versions)
         points += kernel_points
         skips += kernel_skips
+    for model in study.models:
+        for _, entry in sensitivity.entries(study.config):
+            points += sensitivity_points(study, model, entry)
     return {
         # Without the title: a new one costs a new report, not new tables.
         "study": {name: value for name, value in study.config.items() if name != "title"},
@@ -59,6 +68,7 @@ def build_manifest(study):
         "gpus": study.gpus,
         "contenders": study.contenders,
         "checkpoints": checkpoints,
+        "layers": [p for entry in checkpoints for p in layer_points(study.config, entry, dataset_keys(study))],
         "points": points,
         "skips": skips,
     }
@@ -93,10 +103,10 @@ def checkpoint(study, model, scheme):
     if not entry["quantized"]:
         staged = study.prequantized.get((model, scheme), study.models[model])
         return {**entry, "key": staged["key"], "identity": staged["identity"]}
-    calibration = None
-    if recipe["calibrated"]:
-        calibration = dict(study.config["calibration"])
-        calibration["dataset"] = study.datasets[calibration["dataset"]]["key"]
+    calibration = calibrations.calibration_of(study.config, recipe)
+    if calibration:
+        entry["calibration"] = calibrations.label(calibration)
+        calibration = calibrations.identity(calibration, dataset_keys(study))
     identity = {
         "artefact": "checkpoint",
         "model": study.models[model]["key"],
@@ -104,7 +114,44 @@ def checkpoint(study, model, scheme):
         "calibration": calibration,
         "versions": toolkit_versions(*environment(study, quantize_environment(study))),
     }
+    if "spare" in recipe:
+        entry["spare"] = _spare(study, model, scheme)
+        identity["spare"] = sensitivity.spare_identity(entry["spare"])
     return {**entry, "key": key(identity), "identity": identity}
+
+
+def sensitivity_points(study, model, entry):
+    """Points of an entry of `sensitivity`, one per part of the model: of a checkpoint, on no device in particular."""
+    scheme = entry["scheme"]
+    common = {"artefact": "point", "gpu": None, "checkpoint": checkpoint(study, model, scheme)["key"]}
+    versions = toolkit_versions(*environment(study, quantize_environment(study)))
+    # What quantized is in the checkpoint's key; these two compute.
+    versions = {name: versions[name] for name in ("compressed-tensors", "torch")}
+    shared = {name: entry[name] for name in ("split", "documents", "max_tokens")}
+    shared |= {"dataset": study.datasets[entry["dataset"]]["key"]}
+    found = sensitivity.parts(study.schemes[scheme], study.models[model]["config"], entry["per"])
+    points = []
+    for name, part in found.items():
+        point = _point("sensitivity", None, model, scheme, common, versions, {"part": name, **shared})
+        labels = {"part": {"name": name, **part}, "per": entry["per"], "dataset_name": entry["dataset"]}
+        points.append(point | labels)
+    return points
+
+
+def _spare(study, model, scheme):
+    """{"share", "parts"} of a scheme that spares the worst parts of another one: see sensitivity.spared_layers."""
+    spare, entry = study.schemes[scheme]["spare"], sensitivity.spare_entry(study.config, study.schemes[scheme])
+    points = sensitivity_points(study, model, entry)
+    found = {
+        point["part"]["name"]: {name: point["part"][name] for name in ("layers", "parameters")} | {"point": point["key"]}
+        for point in points
+        if point["part"]["name"] != sensitivity.ALL
+    }
+    return {"share": spare["share"], "parts": found}
+
+
+def dataset_keys(study):
+    return {name: entry["key"] for name, entry in study.datasets.items()}
 
 
 def engine_arguments(study, model, scheme):
@@ -180,6 +227,19 @@ def data_name(study, entry):
     return ", ".join(sorted(study.tasks[slug(entry["task"])]["identity"]["data"]))
 
 
+def data_names(study, section):
+    """data_name of each entry of a section; of those that tables could not tell apart, with what they differ in."""
+    entries = study.config.get(section, [])
+    told = [(data_name(study, e), *(e.get(n) for n in ("shots", "chat_template")), e["task"]) for e in entries]
+    names = []
+    for entry, mine in zip(entries, told, strict=True):
+        alike = [other for other, place in zip(entries, told, strict=True) if place == mine]
+        differing = [name for name in entry if any(other[name] != entry[name] for other in alike)]
+        said = [f"{n.replace('_', ' ')} {'all' if entry[n] is None else entry[n]}" for n in differing]
+        names.append(", ".join([mine[0], *said]))
+    return names
+
+
 def reference_point(study, gpu, model, parameters):
     """The baseline's point that a fidelity point of this model on this gpu is compared with."""
     scheme, entry = study.config["baseline"], study.gpus[gpu]
@@ -191,14 +251,16 @@ def reference_point(study, gpu, model, parameters):
     return _point("reference", gpu, model, scheme, common, versions, parameters)
 
 
-def _variant_points(study, gpu, variant, device, versions, start=1):
+def _variant_points(study, gpu, variant, device, versions, start=1, emulate=False):
     """Points of one variant on one gpu that need the whole model: load, latency, throughput, serving, quality.
 
-    start  2 for the second run of the baseline, whose points are the same but for that
+    start    2 for the second run of the baseline, whose points are the same but for that
+    emulate  with other kernels than the device's, which identities say
     """
     model, scheme, config = variant["model"], variant["scheme"], study.config
     common = device | {"checkpoint": variant["key"], "engine_args": engine_arguments(study, model, scheme)}
     common |= {"start": start} if start > 1 else {}
+    common |= emulated.identity(common["engine_args"]) if emulate else {}
     versions = _scheme_versions(study, gpu, scheme, versions)
     scoring = versions | scoring_versions(*environment(study, study.gpus[gpu]["environment"]))
 
@@ -212,10 +274,10 @@ def _variant_points(study, gpu, variant, device, versions, start=1):
         grid = [{"batch_size": b, **length} for length in sweep["lengths"] for b in sweep["batch_sizes"]]
         found += points(stage, [{**parameters, "repeats": config["repeats"]} for parameters in grid])
     for stage in ("accuracy", "perplexity"):
-        for entry in config.get(stage, []):
-            found += points(stage, [data_parameters(study, entry)], scoring, dataset_name=data_name(study, entry))
-    for entry in config.get("fidelity", []):
-        name, parameters = data_name(study, entry), data_parameters(study, entry)
+        for entry, name in zip(config.get(stage, []), data_names(study, stage), strict=True):
+            found += points(stage, [data_parameters(study, entry)], scoring, dataset_name=name)
+    for entry, name in zip(config.get("fidelity", []), data_names(study, "fidelity"), strict=True):
+        parameters = data_parameters(study, entry)
         reference = reference_point(study, gpu, model, parameters)
         if scheme == config["baseline"] and start == 1:
             found.append({**reference, "dataset_name": name})
@@ -229,6 +291,14 @@ def _variant_points(study, gpu, variant, device, versions, start=1):
         rest = {"requests": serving["requests"], "seed": serving["seed"]}
         found += points("serving", [{**load, **length, **rest} for length in serving["lengths"] for load in loads])
     return found
+
+
+def _emulated_points(study, gpu, variant, device, versions):
+    """The quality points of a variant once more, in an engine start whose kernels are emulated, where the study asks for it."""
+    if not emulated.is_emulated(study, variant["scheme"], study.gpus[gpu]):
+        return []
+    found = _variant_points(study, gpu, variant, device, versions, emulate=True)
+    return [{**point, "emulated": True} for point in found if point["stage"] in emulated.STAGES]
 
 
 def _gemm_points(study, gpu, refused, no_engine, device, versions):

@@ -5,6 +5,7 @@ loaded, a pattern that matches nothing and a part of a fused layer are no error 
 """
 
 import difflib
+import math
 import re
 
 from quantbench.errors import UserError
@@ -68,7 +69,8 @@ def quantized_layers(scheme, model_config):
 def left_alone(scheme, model_config):
     """{kind of layer as the engine names it: how many of them targets and ignore leave 16-bit}, without those at zero.
 
-    Empty for a scheme without a format of its own, and for an architecture that is not known.
+    Empty for a scheme without a format of its own, and for an architecture that is not known. Of one that spares layers
+    which only a measurement names: as many of each kind, at most, as its share of the weights holds.
     """
     if not scheme["format"]:
         return {}
@@ -79,6 +81,18 @@ def left_alone(scheme, model_config):
         if name not in quantized and not any(part in group[1:] for group in FUSED):
             kind = FUSED_NAMES.get(part, part)
             counts[kind] = counts.get(kind, 0) + 1
+    if "spare" not in scheme:
+        return counts
+    room = scheme["spare"]["share"] * sum(math.prod(shape) for shape in quantized.values())
+    sizes = {}
+    for name, shape in quantized.items():
+        stem, _, part = name.rpartition(".")
+        first = next((group[0] for group in FUSED if part in group), part)
+        sizes.setdefault(FUSED_NAMES.get(first, part), {}).setdefault(stem, []).append(math.prod(shape))
+    for kind, layers in sizes.items():
+        spared = min(len(layers), int(room // min(sum(parts) for parts in layers.values())))
+        if spared or kind in counts:
+            counts[kind] = counts.get(kind, 0) + spared
     return counts
 
 

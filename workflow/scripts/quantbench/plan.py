@@ -1,11 +1,12 @@
 """The plan: what the store lacks, why, and what it would cost in device time. Pure but for reading the store."""
 
 from quantbench.estimate import estimate_study, store_lacks
+from quantbench.layers import lacking_layers
 from quantbench.paired import smallest_difference_line
-from quantbench.points import DEVICE_JOBS, JOB_OF_STAGE, LOGIN_JOBS, start_label
+from quantbench.points import CHECKPOINT_JOBS, DEVICE_JOBS, JOB_OF_STAGE, LOGIN_JOBS, start_label
 
 # Parameters that place a point within a sweep: where one differs it is another point, not a changed one.
-PLACE = ("batch_size", "input_tokens", "output_tokens", "load", "rate_per_s", "concurrency", "m", "n", "k", "task")
+PLACE = ("batch_size", "input_tokens", "output_tokens", "load", "rate_per_s", "concurrency", "m", "n", "k", "task", "part")
 
 
 def plan_text(manifest, store, asked=None):
@@ -16,6 +17,10 @@ def plan_text(manifest, store, asked=None):
     lacking = store_lacks(manifest, store)
     lines = [f"study {manifest['study']['study']}, store {store.root}"]
     lines += _checkpoint_lines(manifest, lacking)
+    lines += [
+        f"  {point['model']}/{point['scheme']}: its layers to be compared with the model's, on {point['texts'] or 'no texts'}"
+        for point in lacking_layers(manifest, store)
+    ]
     unique = {point["key"]: point for point in manifest["points"]}
     missing = [point for key, point in unique.items() if key in lacking]
     # What is missing may be a point of the store changed; without that, other studies' points say nothing here.
@@ -25,7 +30,7 @@ def plan_text(manifest, store, asked=None):
     for point in missing:
         name = (
             "/".join(
-                filter(None, (point["model"], point["scheme"] and start_label(point["scheme"], point.get("start"))))
+                filter(None, (point["model"], point["scheme"] and start_label(*_start(point))))
             )
             if JOB_OF_STAGE[point["stage"]] not in DEVICE_JOBS
             else ""
@@ -33,7 +38,7 @@ def plan_text(manifest, store, asked=None):
         groups.setdefault((point["gpu"], name, point["stage"]), []).append(point)
     for (gpu, variant, stage), points in groups.items():
         why = "; ".join(sorted({reason(point) for point in points}))
-        lines.append(f"  {gpu:<6} {variant:<24} {stage:<11} {len(points):>4} missing: {why}")
+        lines.append(f"  {gpu or '-':<6} {variant:<24} {stage:<11} {len(points):>4} missing: {why}")
     lines += _failure_lines(unique, known)
     for skip in manifest["skips"]:
         lines.append(f"  skipped: {skip['stage']} of {_who(skip)} on {skip['gpu']}: {skip['reason']}")
@@ -84,7 +89,12 @@ def _reasons(manifest, store, known):
 
 def _place(identity):
     """What tells a point from the others of its study, but for its variant."""
-    return identity["stage"], identity["gpu"], identity.get("start"), *(identity["params"].get(name) for name in PLACE)
+    start = identity.get("start"), "emulated" in identity
+    return identity["stage"], identity["gpu"], *start, *(identity["params"].get(name) for name in PLACE)
+
+
+def _start(point):
+    return point["scheme"], point.get("start"), point.get("emulated")
 
 
 def _same_place(old, new):
@@ -124,7 +134,7 @@ def _failure_lines(unique, known):
     for key, point in unique.items():
         record = known.get(key)
         if record and record["status"] != "ok":
-            where = f"{point['gpu']} {_who(point)}"
+            where = " ".join(filter(None, (point["gpu"], _who(point))))
             failed.setdefault((where, record["status"], record["reason"]), []).append(point["stage"])
     return [
         f"  {status}: {where}, {len(stages)} points: {reason}" for (where, status, reason), stages in failed.items()
@@ -149,7 +159,7 @@ def device_lines(estimates, asked=None):
     """
     places = {}
     for (rule, target), estimate in estimates.items():
-        place = "the quantizing node" if rule == "quantize_model" else None if rule in LOGIN_JOBS else target[0]
+        place = "the quantizing node" if rule in CHECKPOINT_JOBS else None if rule in LOGIN_JOBS else target[0]
         if place:
             places.setdefault(place, []).append((rule, target, estimate))
     lines = []

@@ -23,6 +23,7 @@ PROTOCOL = {
     "perplexity": 1,
     "reference": 1,
     "fidelity": 1,
+    "sensitivity": 1,
 }
 
 # Which job measures which stage: one engine start serves a variant's engine stages, one server start its serving points.
@@ -38,9 +39,12 @@ JOB_OF_STAGE = {
     "reference": "measure_engine",
     "fidelity": "measure_engine",
     "serving": "measure_serving",
+    "sensitivity": "measure_sensitivity",
 }
 # Jobs of a whole device; the others are of a variant on a device.
 DEVICE_JOBS = ("probe_gpu", "ask_support", "measure_gemm")
+# Jobs about a checkpoint, on no device in particular: they run where quantizing does. Their points have gpu None.
+CHECKPOINT_JOBS = ("quantize_model", "measure_sensitivity")
 # Jobs about a device that run where Snakemake does: they take none of its time.
 LOGIN_JOBS = ("ask_support",)
 # From so many points asked for in one folder of the store it is listed: on a network file system each look at one file is a
@@ -63,11 +67,11 @@ def expand(job):
 
 def job_of(point):
     """(rule, target) of the job that makes a point of the manifest; target is (gpu, model, scheme), the last two None for jobs
-    of a whole device. Of a second start, scheme is its start_label."""
+    of a whole device. Of a second or emulated start, scheme is its start_label."""
     name = JOB_OF_STAGE[point["stage"]]
     if name in DEVICE_JOBS:
         return name, (point["gpu"], None, None)
-    return name, (point["gpu"], point["model"], start_label(point["scheme"], point.get("start")))
+    return name, (point["gpu"], point["model"], start_label(point["scheme"], point.get("start"), point.get("emulated")))
 
 
 def lacking(points, store):
@@ -101,8 +105,11 @@ def is_measured(point, store):
     return record is not None and record["status"] != "ok"
 
 
-def start_label(scheme, start):
-    """What a variant's engine start is called in paths and plans: the scheme; of a second one `<scheme>+2`."""
+def start_label(scheme, start, emulated=False):
+    """What a variant's engine start is called in paths and plans: the scheme; of a second one `<scheme>+2`, of one whose
+    kernels are emulated `<scheme>+emulated`."""
+    if emulated:
+        return f"{scheme}+emulated"
     return scheme if start in (None, 1) else f"{scheme}+{start}"
 
 

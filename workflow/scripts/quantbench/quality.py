@@ -43,6 +43,11 @@ def by_start(rows):
     return [starts[start] for start in sorted(starts)]
 
 
+def is_emulated(rows):
+    """Whether the device had no kernel for what these rows measured; a variant's rows are all of one kind."""
+    return any(row.get("emulated") for row in rows)
+
+
 # --- accuracy ---------------------------------------------------------------------------------------------------------
 
 
@@ -57,7 +62,7 @@ def accuracy(base, rows, is_baseline, confidence, power):
         right = sum(row["correct"] for row in mine)
         low, high = paired.wilson(right, len(mine), confidence)
         entry = {**dict(zip(TASK, group, strict=True)), "decides": group[-1] == deciding, "n": len(mine)}
-        entry |= {"share": right / len(mine), "low": low, "high": high}
+        entry |= {"share": right / len(mine), "low": low, "high": high, "emulated": is_emulated(mine)}
         if is_baseline:
             entry["noise"] = _accuracy_noise(mine, again, confidence)
         elif group in baseline:
@@ -163,6 +168,7 @@ def perplexity(base, rows, is_baseline, confidence, margin=MARGINS["perplexity"]
         mine, *again = by_start(documents)
         nats, tokens = (sum(row[name] for row in mine) for name in ("negative_log_likelihood", "tokens"))
         entry = {"dataset": dataset, "perplexity": math.exp(nats / tokens), "ratio": None, "low": None, "high": None}
+        entry["emulated"] = is_emulated(mine)
         others = again if is_baseline else by_start(baseline.get((dataset,), []))
         ratios = [ratio for start in others if (ratio := _perplexity_ratio(start, mine, confidence))]
         if is_baseline:
@@ -204,9 +210,10 @@ def fidelity(base, rows, is_baseline, confidence):
         floor = noise.get((dataset,))
         if not is_baseline:
             entry = {"dataset": dataset, **_per_token(by_start(documents)[0], confidence), "noise": floor}
+            entry["emulated"] = is_emulated(documents)
             found.append(entry | {"words": fidelity_words(entry)})
         elif floor:
-            found.append({"dataset": dataset, **floor, "noise": None, "words": "noise floor"})
+            found.append({"dataset": dataset, **floor, "noise": None, "words": "noise floor", "emulated": False})
     return found
 
 

@@ -22,7 +22,9 @@ from quantbench import (
     sections_kernels,
     sections_model,
     sections_published,
+    sections_price,
     sections_quality,
+    sections_sensitivity,
     sections_speed,
 )
 from quantbench.first_screen import first_screen
@@ -62,6 +64,8 @@ def render(manifest, tables, published=PUBLISHED, datasheets=DATASHEETS):
         *([sections_quality.fidelity(context)] if context.study.get("fidelity") else []),
         sections_quality.size(context),
         *([expected] if (expected := sections_expected.expectations(context)) else []),
+        *([price] if (price := sections_price.price(context)) else []),
+        *([sections_sensitivity.sensitivity(context)] if context.study.get("sensitivity") else []),
         sections_kernels.kernels(context),
     ]
     page = {

@@ -85,7 +85,8 @@ Every scheme that comes along (`config/schemes`). `snakemake schemes` says the s
 quantizing takes and the size of the checkpoint for each of its models; `snakemake support` says which device runs them.
 Written by `python workflow/scripts/show_schemes.py > docs/schemes.md`; a test holds it to the schemes.
 
-*needs*: calibration rows, a checkpoint that others made, or a package in the engine's environment; nothing where it is empty.
+*needs*: calibration rows, a checkpoint that others made, the study's section `sensitivity` with another scheme, or a package in
+the engine's environment; nothing where it is empty.
 No scheme needs a GPU to quantize. *bits*: per weight of the quantized layers with scales and zero points, at 4096 input
 features; empty where the engine quantizes as it loads. *native on*: compute capabilities on which vLLM computes just that,
 by the rules of `support.py`; empty where none does, or where there is no rule and the engine is asked.
@@ -107,6 +108,7 @@ def schemes_page(schemes):
 def needs_words(scheme):
     words = ["calibration"] if scheme["calibrated"] else []
     words += ["a checkpoint"] if scheme["toolkit"] == "prequantized" else []
+    words += [f"sensitivity of {scheme['spare']['worst_of']}"] if "spare" in scheme else []
     return words + scheme.get("engine_packages", [])
 
 

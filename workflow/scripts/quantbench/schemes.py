@@ -49,6 +49,9 @@ def load_schemes(folder):
         schemes[path.stem] = scheme
     if not schemes:
         raise UserError(f"{folder}: holds no scheme (<name>.yaml)")
+    for name, scheme in schemes.items():
+        if complaint := _spares_nothing(scheme, schemes):
+            raise UserError(f"{Path(folder) / name}.yaml: {complaint}")
     return schemes
 
 
@@ -181,6 +184,26 @@ def _no_awq(format_):
 
 def _no_fp8(format_):
     return None if format_["weights"]["strategy"] == "block" else "holds FP8 weights in blocks, and no more"
+
+
+def _spares_nothing(scheme, schemes):
+    """What is wrong with whom a scheme spares the worst layers of, or None."""
+    if "spare" not in scheme:
+        return None
+    name = scheme["spare"]["worst_of"]
+    parent = schemes.get(name, {})
+    if scheme["toolkit"] != "llmcompressor":
+        return f"spare has no meaning where toolkit is {scheme['toolkit']}, since nothing is quantized here"
+    if parent.get("toolkit") != "llmcompressor" or "spare" in parent or layout_of(parent) != "compressed-tensors":
+        hint = "".join(f"; did you mean {near!r}?" for near in difflib.get_close_matches(name, schemes, n=1))
+        return (
+            f"spare.worst_of is {name!r}; valid are schemes with toolkit llmcompressor in layout compressed-tensors "
+            f"that spare nothing themselves{hint if name not in schemes else ''}"
+        )
+    for key in ("targets", "ignore"):
+        if scheme[key] != parent[key]:
+            return f"{key} has to be that of {name}, whose worst layers it spares"
+    return None
 
 
 # Layouts of a checkpoint's tensors besides compressed-tensors', and what each of them cannot hold.

@@ -55,7 +55,7 @@ class Context:
         missing = None
         if not groups:
             missing = NOTHING_OK if self.study.get(asked) else NOT_ASKED.format(stage=asked)
-        present = {row[0] for group in groups for row in group["numbers"]["rows"]}
+        present = {row[0].removesuffix(display.EMULATED) for group in groups for row in group["numbers"]["rows"]}
         return {
             "id": stage,
             "title": title,
@@ -98,7 +98,7 @@ def panel(title, chart, rows, x_title=None):
     said = []
     for row in rows:
         where = "" if x_title is None else f" at {x_title} {row['x']:g}"
-        said.append(f"{row['scheme']}{where}: {row['text']}")
+        said.append(f"{row.get('label') or row['scheme']}{where}: {row['text']}")
     return {"title": title, "description": f"{title}. {'; '.join(said)}.", "chart": chart}
 
 

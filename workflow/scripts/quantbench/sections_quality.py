@@ -26,6 +26,24 @@ def notices(context):
     return [TINY_SHORT] if tiny_notice(context.manifest) else []
 
 
+def _point(scheme, found, estimate, shown):
+    """A chart's row of a scheme, which says where its numbers are emulated."""
+    return point(scheme, None, estimate, shown) | {"label": display.called(scheme, found["emulated"])}
+
+
+def _emulated_notes(mine):
+    """What it means that some schemes' numbers are emulated."""
+    names = [scheme for scheme, found in mine if found["emulated"]]
+    if not names:
+        return []
+    has, its = ("has", "its") if len(names) == 1 else ("have", "their")
+    return [
+        f"{display.listed(names)} {has} no kernel on this device and {'is' if len(names) == 1 else 'are'} emulated: {its} "
+        f"dequantized weights, multiplied in 16 bits with activations rounded as {its} format says. The numbers of the "
+        "scheme, without its speed."
+    ]
+
+
 def accuracy(context):
     intro = (
         "Share of questions answered right, with its {ci} % Wilson interval; the dashed line is {baseline}. These "
@@ -58,9 +76,9 @@ def _accuracy_group(context, mine):
         read = [(scheme, found) for scheme, found in mine if found["filter"] == name]
         rows = []
         for scheme, found in read:
-            rows.append(point(scheme, None, (found["share"], found["low"], found["high"]), display.share))
+            rows.append(_point(scheme, found, (found["share"], found["low"], found["high"]), display.share))
             right = f"{round(found['share'] * found['n'])} of {found['n']}"
-            table.append([scheme, name, right, rows[-1]["text"], *_beside(found)])
+            table.append([rows[-1]["label"], name, right, rows[-1]["text"], *_beside(found)])
         reference = next((row["value"] for row in rows if row["scheme"] == context.baseline), None)
         chart = charts.intervals(rows, context.look, x_title="answered right", reference=reference, percent=True)
         panels.append(panel(f"Answers read by {name}", chart, rows))
@@ -69,6 +87,7 @@ def _accuracy_group(context, mine):
     columns.append("smallest loss it could show, points")
     compared = [(scheme, found) for scheme, found in mine if found["decides"] and "words" in found]
     heading, notes = _loss_heading(context, compared), _noise_notes(context, mine) + _length_notes(mine)
+    notes += _emulated_notes(compared)
     return {"heading": heading, "panels": panels, "notes": notes, "numbers": {"columns": columns, "rows": table}}
 
 
@@ -113,6 +132,7 @@ def _length_notes(mine):
 def _loss_heading(context, compared):
     if not compared:
         return f"Nothing stands beside {context.baseline} to compare"
+    compared = [(display.called(scheme, found["emulated"]), found) for scheme, found in compared]
     kinds = {kind: [scheme for scheme, found in compared if found["kind"] == kind] for kind in (EQUAL, UNCLEAR)}
     changed = sorted((f["difference"], scheme) for scheme, f in compared if f["kind"] in (BETTER, WORSE))
     said = []
@@ -149,19 +169,20 @@ def perplexity(context):
 
 
 def _perplexity_group(context, mine):
-    rows, table = [], []
+    rows, table, worse = [], [], []
     for scheme, found in mine:
         cells = ["", ""]
         if found["ratio"] is not None:
             rows.append(
-                point(scheme, None, (found["ratio"], found["low"], found["high"]), lambda ratio: f"{ratio:.4f}")
+                _point(scheme, found, (found["ratio"], found["low"], found["high"]), lambda ratio: f"{ratio:.4f}")
             )
             cells = [rows[-1]["text"], found["words"]]
         elif found.get("noise"):
             noise = tuple(found["noise"][name] for name in ("ratio", "low", "high"))
             cells = [display.with_interval(noise, lambda ratio: f"{ratio:.4f}"), "noise floor: started again"]
-        table.append([scheme, f"{found['perplexity']:.4g}", *cells])
-    worse = [(found["ratio"], scheme) for scheme, found in mine if found.get("kind") == WORSE]
+        name = display.called(scheme, found["emulated"])
+        table.append([name, f"{found['perplexity']:.4g}", *cells])
+        worse += [(found["ratio"], name)] if found.get("kind") == WORSE else []
     if not rows:
         heading = f"Nothing stands beside {context.baseline} to compare"
     elif not worse:
@@ -171,7 +192,8 @@ def _perplexity_group(context, mine):
     chart = rows and charts.intervals(rows, context.look, x_title=f"× {context.baseline}", reference=1)
     panels = [panel(f"Perplexity over {context.baseline}", chart, rows)] if rows else []
     columns = ["scheme", "perplexity", f"over {context.baseline}", "verdict"]
-    return {"heading": heading, "panels": panels, "notes": [], "numbers": {"columns": columns, "rows": table}}
+    notes = _emulated_notes(mine)
+    return {"heading": heading, "panels": panels, "notes": notes, "numbers": {"columns": columns, "rows": table}}
 
 
 def fidelity(context):
@@ -191,7 +213,7 @@ FIDELITY = (("kl", "Divergence, nats per token", lambda v: f"{v:.3g}"), ("top1",
 def _fidelity_group(context, mine):
     rows = {
         name: [
-            point(scheme, None, tuple(f[n] for n in (name, f"{name}_low", f"{name}_high")), shown) for scheme, f in mine
+            _point(scheme, f, tuple(f[n] for n in (name, f"{name}_low", f"{name}_high")), shown) for scheme, f in mine
         ]
         for name, _, shown in FIDELITY
     }
@@ -204,7 +226,9 @@ def _fidelity_group(context, mine):
             axis = "of tokens" if name == "top1" else "nats per token"
             chart = charts.intervals(drawn, context.look, x_title=axis, **options)
             panels.append(panel(title, chart, drawn))
-    others = [(found["kl"], scheme) for scheme, found in mine if scheme != context.baseline]
+    others = [
+        (found["kl"], display.called(scheme, found["emulated"])) for scheme, found in mine if scheme != context.baseline
+    ]
     heading = f"Nothing stands beside {context.baseline} to compare"
     if others:
         (least, closest), (most, furthest) = min(others), max(others)
@@ -214,8 +238,9 @@ def _fidelity_group(context, mine):
     if noise:
         floor = f"{rows['kl'][[s for s, _ in mine].index(context.baseline)]['text']} nats per token"
         notes.append(f"Noise floor (dashed): {context.baseline} started again is {floor} from its own first start.")
+    notes += _emulated_notes(mine)
     table = [
-        [scheme, kl["text"], top1["text"], f"{found['tokens']:,} in {found['documents']}", found["words"]]
+        [kl["label"], kl["text"], top1["text"], f"{found['tokens']:,} in {found['documents']}", found["words"]]
         for (scheme, found), kl, top1 in zip(mine, rows["kl"], rows["top1"], strict=True)
     ]
     columns = ["scheme", "divergence, nats per token", "same likeliest token", "tokens in documents", "noise"]

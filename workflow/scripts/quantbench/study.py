@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quantbench import sources, study_quality
+from quantbench import calibrations, sources, study_quality, study_sensitivity
 from quantbench.cluster import load_cluster
 from quantbench.contenders import load_contenders
 from quantbench.errors import UserError
@@ -59,7 +59,8 @@ class Study:
 
     def reads_texts(self, dataset):
         """Whether a data set's rows have to be text, or question and answer."""
-        return study_quality.reads_texts(self.config, dataset)
+        named = [*calibrations.datasets(self.config), *(e["dataset"] for _, e in study_sensitivity.entries(self.config))]
+        return dataset in named or study_quality.reads_texts(self.config, dataset)
 
 
 def load_study(config, root=ROOT):
@@ -73,7 +74,7 @@ def load_study(config, root=ROOT):
         config=resolved,
         store=Store(resolved["store"]),
         gpus=gpus,
-        schemes=load_schemes(root / "config" / "schemes"),
+        schemes=calibrations.with_variants(load_schemes(root / "config" / "schemes"), resolved),
         shapes=load_shapes(root / "config" / "shapes.yaml"),
         contenders=load_contenders(root / "config" / "kernels.yaml"),
         cluster=load_cluster(root / "config" / "cluster.yaml", gpus),
@@ -82,6 +83,7 @@ def load_study(config, root=ROOT):
     if "expectations" in resolved:
         folder = root / "config" / "expectations"
         resolved["expectations"] = load_expectations(resolved["expectations"], folder, resolved["schemes"])
+    calibrations.fill_splits(resolved)
     faults = _reference_faults(study) or _source_faults(study) or _length_faults(study)
     if faults:
         raise UserError("\n".join(["the study's config is not valid:", *[f"  - {fault}" for fault in faults]]))
@@ -117,11 +119,8 @@ def _reference_faults(study):
         )
     names = [entry["name"] for entry in config.get("datasets", [])]
     faults += study_quality.reference_faults(config) + study_quality.dataset_faults(config, names)
-    users = [("calibration", config["calibration"])] if "calibration" in config else []
-    for place, entry in users:
-        if entry["dataset"] not in names:
-            hint = nearest(entry["dataset"], names) if names else "; the config has no datasets section"
-            faults.append(f"{place}.dataset: unknown data set {entry['dataset']!r}{hint}")
+    faults += calibrations.reference_faults(config, names, study.schemes)
+    faults += study_sensitivity.reference_faults(config, study.schemes)
     faults += _prequantized_faults(study)
     calibrated = [n for n in config["schemes"] if study.schemes.get(n, {}).get("calibrated")]
     if calibrated and "calibration" not in config:
@@ -166,7 +165,7 @@ def _sweeps(config):
     ):
         for name in names:
             yield f"{stage}.{name}", config.get(stage, {}).get(name, [])
-    for stage in ("accuracy", "perplexity", "fidelity"):
+    for stage in ("accuracy", "perplexity", "fidelity", "sensitivity"):
         yield stage, config.get(stage, [])
 
 
@@ -266,10 +265,8 @@ def _staged_json(study, kind, identity, name):
 
 def _split_faults(study):
     """Rows that are asked for, and are not in the data set."""
-    asked = study_quality.split_rows(study.config)
-    if "calibration" in study.config:
-        entry = study.config["calibration"]
-        asked.append(("calibration.samples", entry["dataset"], entry["split"], entry["samples"]))
+    asked = study_quality.split_rows(study.config) + calibrations.rows_asked(study.config)
+    asked += study_sensitivity.split_rows(study.config)
     faults = []
     for place, dataset, split, rows in asked:
         known = study.datasets[dataset]["config"]
@@ -310,6 +307,8 @@ def _length_faults(study):
                         f"{stage}.lengths[{i}]: input_tokens + output_tokens is {total}, but model {name!r} has a context of {context}"
                     )
         faults += study_quality.model_faults(study, name, model, context)
+        faults += calibrations.model_faults(study.config, name, model)
+        faults += study_sensitivity.model_faults(study.config, study.schemes, name, model["config"])
         for scheme in study.config["schemes"]:
             try:
                 check_scheme_fits(study.schemes[scheme], model["config"])

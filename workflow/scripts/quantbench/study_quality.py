@@ -110,9 +110,9 @@ def split_rows(config):
 
 
 def reads_texts(config, dataset):
-    """Whether something reads a data set's rows as text or as question and answer, rather than by a task's own columns."""
-    named = [config.get("calibration", {}).get("dataset")]
-    named += [e["dataset"] for _, e in entries(config) if not e["task"] or e["task"].startswith("gsm8k")]
+    """Whether something reads a data set's rows as text or as question and answer, rather than by a task's own columns;
+    calibration is not asked."""
+    named = [e["dataset"] for _, e in entries(config) if not e["task"] or e["task"].startswith("gsm8k")]
     asked = {e["dataset"] for _, e in entries(config)}
     return dataset in named or dataset not in asked
 

@@ -307,6 +307,8 @@ def engine_answer(scheme, rows, dtype=None):
     rows  of table `kernels`, of one device and scheme; layers that the scheme leaves alone are left out here, too
     """
     own = FLOAT_OF_DTYPE.get(dtype, "bf16")
+    # An emulation says nothing about the device.
+    rows = [row for row in rows if not row.get("emulated")]
     ran = [row for row in rows if row.get("run_id") and row["status"] == "ok" and row.get("kernel")]
     if scheme["computes"] not in FLOATS:
         ran = [row for row in ran if promised_for(scheme, row["layer_kind"], own) == scheme["computes"]]

@@ -30,6 +30,11 @@ START = {
         "int", None, "which start of the engine or server: 2 is the baseline's second (noise_floor), else 1"
     )
 }
+EMULATED = {
+    "emulated": Column(
+        "bool", None, "whether the device has no kernel for the scheme and its numbers were computed without one (emulate)"
+    )
+}
 REPEAT = {"repeat": Column("int", None, "repeats of one point count from 0")}
 ELAPSED = {"elapsed_s": Column("float", "s", "from handing the whole batch to the engine until its last token")}
 LOAD = {
@@ -106,15 +111,42 @@ SCHEMA = {
     | {
         "description": Column("str", None, "the scheme in a sentence"),
         "checkpoint_key": Column("str", None, "key of the weights in the store"),
+        "spared": Column("str", None, "linear layers that spare leaves in 16 bits, as measured; null without spare"),
         "calibration_key": Column("str", None, "key of the calibration data; null for a scheme that takes none"),
+        "calibration": Column("str", None, "what it was calibrated on: the calibration's name, or its data sets"),
+        "calibration_rows": Column("int", None, "rows of calibration text"),
+        "calibration_tokens": Column("int", "tokens", "tokens of all these rows"),
+        "calibration_sha256": Column("str", None, "digest of these very token ids"),
         "bytes": Column("int", "B", "size of the safetensors files"),
         "parameters": Column("int", None, "weights, counted before packing"),
         "bits_per_weight": Column("float", "bit", "of the quantized layers, with scales and zeros; of all if none is"),
         "quantize_s": Column("float", "s", "time of quantizing; null for weights that were not quantized"),
         "peak_memory_bytes": Column("int", "B", "most host memory that quantizing took"),
+        "peak_device_memory_bytes": Column("int", "B", "most memory of a GPU that quantizing took; null without one"),
+    },
+    "layers": RUN
+    | STATUS
+    | MODEL
+    | SCHEME
+    | {
+        "texts": Column("str", None, "calibration whose held-out texts gave the inputs; null: weights alone"),
+        "layer": Column("str", None, "quantized linear layer, as the model names it"),
+        "n": Column("int", None, "output features"),
+        "k": Column("int", None, "input features"),
+        "weight_sqnr_db": Column("float", "dB", "the weights' squares over the squares of their rounding errors"),
+        "output_sqnr_db": Column("float", "dB", "the same of the layer's outputs, its inputs rounded as the scheme does"),
+        "tokens": Column("int", "tokens", "inputs that the outputs were compared on"),
+    },
+    "loads": KEYS
+    | START
+    | {
+        "engine_start_s": Column("float", "s", "time until the engine was ready"),
+        "weight_bytes": Column("int", "B", "size of the weights' files"),
+        "kv_cache_tokens": Column("int", "tokens", "keys and values that fit into the engine's cache, by its own count"),
     },
     "kernels": KEYS
     | START
+    | EMULATED
     | {
         "stage": Column("str", None, "who said so: engine (offline points) or server (serving points)"),
         "layer_kind": Column("str", None, "kind of linear layer, such as qkv_proj"),
@@ -123,7 +155,7 @@ SCHEMA = {
         "computes": Column("str", None, "what the kernel computes: bf16, w8a8-int8, w4a16, ..."),
         "expected": Column("str", None, "what the scheme promises to compute in this layer"),
         "verdict": Column(
-            "str", None, "as_promised, computes_other, unquantized; null for a kernel nobody has described"
+            "str", None, "as_promised, computes_other, unquantized, emulated; null for a kernel nobody has described"
         ),
     },
     "gemm": KEYS
@@ -182,6 +214,7 @@ SCHEMA = {
     },
     "accuracy": KEYS
     | START
+    | EMULATED
     | {
         "task": Column("str", None, "task of the LM Evaluation Harness, or the name of the study's own file"),
         "subtask": Column("str", None, "task within a group such as mmlu; null for a task by itself"),
@@ -203,6 +236,7 @@ SCHEMA = {
     },
     "perplexity": KEYS
     | START
+    | EMULATED
     | DATASET
     | {
         "document": Column("int", None, "number of the document in its split, from 0: pairs the schemes"),
@@ -213,6 +247,7 @@ SCHEMA = {
     },
     "fidelity": KEYS
     | START
+    | EMULATED
     | DATASET
     | {
         "top_k": Column("int", None, "most likely next tokens that were asked for at each position"),
@@ -224,6 +259,22 @@ SCHEMA = {
         ),
         "largest_kl_divergence": Column("float", "nat", "the same at the one token where it is largest"),
         "unresolved_mass": Column("float", None, "the baseline's probability of tokens that not both listed, summed"),
+        "top1_agreement": Column("int", "tokens", "tokens at which both find the same next token the most likely"),
+    },
+    "sensitivity": KEYS
+    | {
+        "per": Column("str", None, "what a part is: linear (linear layers that the engine fuses) or block"),
+        "part": Column("str", None, "name of the part that alone is quantized; all: every part together"),
+    }
+    | DATASET
+    | {
+        "document": Column("int", None, "number of the document among those that were read, from 0: pairs the parts"),
+        "tokens": Column("int", "tokens", "tokens that were predicted"),
+        "negative_log_likelihood": Column("float", "nat", "summed over those tokens"),
+        "baseline_negative_log_likelihood": Column("float", "nat", "the same with nothing quantized"),
+        "kl_divergence": Column(
+            "float", "nat", "of the 16-bit model's next-token distribution to this one, over all tokens, summed"
+        ),
         "top1_agreement": Column("int", "tokens", "tokens at which both find the same next token the most likely"),
     },
 }

@@ -6,8 +6,9 @@ import uuid
 from pathlib import Path
 
 from quantbench.errors import UserError
-from quantbench.kernel_verdict import promised_of, verdict
+from quantbench.kernel_verdict import OWN_FLOAT, promised_of, verdict
 from quantbench.keys import canonical_json, key
+from quantbench.layers import lacking_layers, layer_rows
 from quantbench.model_fit import left_alone, linear_layers
 from quantbench.quantize.checkpoint import bits_per_weight, quantized_layers, tensors
 from quantbench.roofline import floor_s, gemm_bytes, gemm_flops, rate_dtype
@@ -20,8 +21,6 @@ TABLE_OF_STAGE = {"probe": "gpus", "load": "kernels", "reference": "fidelity"}
 # Parameters of a point that are columns under another name.
 RENAMED = {"serving": {"input_tokens": "input_tokens_asked", "output_tokens": "output_tokens_asked"}}
 
-# The engine's names of the types that layers left alone run in, and the schemes' names.
-DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 PYTHON_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool}
@@ -39,7 +38,7 @@ def build_tables(manifest, store):
     runs = store.read_runs()
     rows = {table: [] for table in SCHEMA}
     ceilings = _measured_ceilings(points)
-    servers = set()
+    servers, emulations = set(), set()
     for point, record in points:
         if point["stage"] == "support":
             continue
@@ -54,12 +53,25 @@ def build_tables(manifest, store):
             # The server named its kernels, whatever became of the load that this point is.
             keys = _keys(point, record) | {"status": "ok", "reason": None, "start": point.get("start", 1)}
             rows["kernels"] += _kernel_rows(manifest, keys, kernels, point["scheme"], "server")
+        emulation = (record["run_id"], point["gpu"], point["model"], point["scheme"])
+        if point.get("emulated") and record["status"] == "ok" and emulation not in emulations:
+            emulations.add(emulation)
+            kernels = runs.get(record["run_id"], {}).get("kernels") or []
+            keys = _keys(point, record) | {"start": 1, "emulated": True}
+            # An emulation that was not needed has no rows.
+            rows["kernels"] += _kernel_rows(manifest, keys, record["rows"] and kernels, point["scheme"], "engine")
+        if point["stage"] == "load":
+            said = record["rows"][0] if record["status"] == "ok" else {}
+            found = {name: said.get(name) for name in ("engine_start_s", "weight_bytes", "kv_cache_tokens")}
+            rows["loads"].append(_keys(point, record) | {"start": point.get("start", 1)} | found)
     for table, skipped in _skip_rows(manifest, rows):
         rows[table].append(skipped)
     asked = [(point, record) for point, record in points if point["stage"] == "support"]
     rows["support"] = support_rows(manifest, asked, rows["kernels"])
+    rows["layers"] = layer_rows(manifest, store)
     rows["checkpoints"] = [_checkpoint_row(manifest, store, checkpoint) for checkpoint in manifest["checkpoints"]]
-    rows["runs"] = _run_rows(points, runs)
+    compared = [(point, store.read_point(point["key"])) for point in manifest.get("layers", [])]
+    rows["runs"] = _run_rows(points + [(point, record) for point, record in compared if record], runs)
     order = _order(manifest)
     return {table: _frame(table, sorted(rows[table], key=order)) for table in SCHEMA}
 
@@ -89,6 +101,8 @@ def _check_nothing_missing(manifest, store, points):
         lacking = {entry["key"] for entry, record in entries if not _is_there(manifest, store, entry, record)}
         if lacking:
             missing.append(f"{len(lacking)} of {len({entry['key'] for entry, _ in entries})} {kind}")
+    if lacking := lacking_layers(manifest, store):
+        missing.append(f"{len(lacking)} of {len(manifest['layers'])} comparisons of layers")
     if missing:
         raise UserError(f"not measured yet: {' and '.join(missing)}; run `snakemake` to measure what is missing")
 
@@ -132,8 +146,10 @@ def _point_rows(manifest, point, record, ceilings):
     if stage == "load":
         kernels = record["rows"][0]["kernels"] if record["status"] == "ok" else []
         keys = keys | {"start": point.get("start", 1)}
-        return _kernel_rows(manifest, keys, kernels, point["scheme"], "engine") or [keys | {"stage": "engine"}]
+        missing = keys | {"stage": "engine", "emulated": False}
+        return _kernel_rows(manifest, keys, kernels, point["scheme"], "engine") or [missing]
     row = keys | {"start": point.get("start", 1)} if "start" in SCHEMA[_table(stage)] else keys
+    row |= {"emulated": bool(point.get("emulated"))} if "emulated" in SCHEMA[_table(stage)] else {}
     row = row | _parameters(point)
     if record["status"] != "ok":
         return [row]
@@ -155,6 +171,7 @@ def _parameters(point):
     renamed = RENAMED.get(stage, {})
     found = {renamed.get(name, name): value for name, value in point["identity"]["params"].items()}
     found |= {"layer": point.get("layer"), "dataset": point.get("dataset_name"), "contender": point.get("contender")}
+    found |= {"per": point.get("per")}
     return {name: value for name, value in found.items() if name in SCHEMA[_table(stage)]}
 
 
@@ -177,14 +194,16 @@ def _probe_rows(datasheet, keys, record):
 
 
 def _kernel_rows(manifest, keys, kernels, scheme, stage):
-    rows, dtype = [], DTYPES[manifest["study"]["engine"]["dtype"]]
+    rows, dtype = [], OWN_FLOAT[manifest["study"]["engine"]["dtype"]]
     left = left_alone(manifest["schemes"][scheme], manifest["models"][keys["model"]]["config"])
     for found in kernels:
         expected = promised_of(manifest["schemes"][scheme], found, dtype, left)
         row = {"stage": stage, "layer_kind": found["layer_kind"], "layers": found["count"], "kernel": found["kernel"]}
         row |= {"computes": found["computes"], "expected": expected}
         row["verdict"] = verdict(expected, found["computes"], found["quantized"])
-        rows.append(keys | row)
+        if row["verdict"] == "computes_other" and keys.get("emulated"):
+            row["verdict"] = "emulated"
+        rows.append({"emulated": False} | keys | row)
     return rows
 
 
@@ -215,7 +234,7 @@ def _skip_rows(manifest, rows):
     """What a device cannot run, in every table about the device: the stage's own reason, or another stage's."""
     present = {(table, r["gpu"], r["model"], r["scheme"]) for table in rows for r in rows[table] if "model" in r}
     stages = dict.fromkeys(entry["stage"] for part in ("points", "skips") for entry in manifest[part])
-    stages = [stage for stage in stages if stage not in ("probe", "support")]
+    stages = [stage for stage in stages if stage not in ("probe", "support", "sensitivity")]
     reasons = {}
     for skip in manifest["skips"]:
         if skip.get("contender"):
@@ -232,12 +251,14 @@ def _skip_rows(manifest, rows):
         by_table = {
             _table(stage): by_stage.get(stage) for stage in (stages if model in manifest["models"] else ["gemm"])
         }
+        by_table |= {"loads": by_table["kernels"]} if "kernels" in by_table else {}
         for table, reason in by_table.items():
             if (table, gpu, model, scheme) in present:
                 continue
             row = {"status": "unsupported", "reason": reason or next(iter(by_stage.values()))}
             row |= {"gpu": gpu, "model": model, "scheme": scheme}
-            yield table, row | ({"start": 1} if "start" in SCHEMA[table] else {})
+            defaults = {"start": 1, "emulated": False}
+            yield table, row | {name: value for name, value in defaults.items() if name in SCHEMA[table]}
 
 
 def _checkpoint_row(manifest, store, checkpoint):
@@ -246,13 +267,17 @@ def _checkpoint_row(manifest, store, checkpoint):
     row = {"model": checkpoint["model"], "scheme": scheme, "checkpoint_key": checkpoint["key"]}
     row |= {"description": manifest["schemes"][scheme]["description"]}
     row["calibration_key"] = None if calibration is None else key(calibration)
+    row["calibration"] = checkpoint.get("calibration")
     unsupported = _unsupported_everywhere(manifest, checkpoint)
     row |= {"status": "ok" if unsupported is None else "unsupported", "reason": unsupported}
     if not store.has_folder(_kind(checkpoint), checkpoint["key"]):
         return row
     if checkpoint["quantized"]:
         record = store.read_folder("checkpoints", checkpoint["key"])
-        names = ("bytes", "parameters", "bits_per_weight", "quantize_s", "peak_memory_bytes")
+        row["spared"] = ", ".join(record.get("spared") or []) or None
+        names = ("bytes", "parameters", "bits_per_weight", "quantize_s", "peak_memory_bytes", "peak_device_memory_bytes")
+        seen = record.get("calibration_rows") or {}
+        row |= {f"calibration_{name}": seen.get(name) for name in ("rows", "tokens", "sha256")}
         return row | {name: record.get(name) for name in names}
     size = safetensors_size(store.folder("models", checkpoint["key"]))
     if manifest["schemes"][scheme]["toolkit"] == "prequantized":

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from quantbench import lock, slurm
 from quantbench.estimate import Evidence, estimate_jobs, read_evidence, store_lacks
-from quantbench.points import LOGIN_JOBS, job_of
+from quantbench.points import CHECKPOINT_JOBS, LOGIN_JOBS, job_of
 
 # Rules write their logs there; it tells whose run it was, since studies share a store.
 LOG = re.compile(r"(?:^|/)results/(?P<study>[^/]+)/logs/")
@@ -106,7 +106,7 @@ def rerun_s(manifest, took, evidence):
         elif rule not in LOGIN_JOBS:
             keys = points[rule, target]
             known = keys <= took.keys()
-            found[target[0]] += estimate.start_s + sum(took[key] for key in keys) if known else estimate.seconds
+            found[QUANTIZING if rule in CHECKPOINT_JOBS else target[0]] += estimate.start_s + sum(took[key] for key in keys) if known else estimate.seconds
     return dict(found)
 
 

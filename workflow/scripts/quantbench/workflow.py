@@ -27,6 +27,7 @@ POINTERS = {
     "measure_gemm": "kernels/{gpu}.json",
     "measure_engine": "engine/{gpu}/{model}/{scheme}.json",
     "measure_serving": "serving/{gpu}/{model}/{scheme}.json",
+    "measure_sensitivity": "sensitivity/{model}/{scheme}.json",
 }
 POINT_JOBS = tuple(dict.fromkeys(JOB_OF_STAGE.values()))
 # Asking the engine's chooser measures nothing: tables and report need it, the milestone `measurements` does not.
@@ -144,6 +145,8 @@ class Workflow:
                 identity = job["identity"]
                 have = identity is not None and self.store.has_folder(kind, key(identity))
                 found = [] if have else [identity and key(identity)]
+                points = [key(point["identity"]) for point in job.get("layers", [])]
+                found += [point for point in points if not self.store.has_point(point)]
             self._missing[name, target] = found
         return self._missing[name, target]
 
@@ -175,10 +178,18 @@ class Workflow:
             if name == "measure_engine":
                 wanted += [(rule, found) for rule in ("stage_dataset", "stage_task") for found in self.jobs[rule]]
                 wanted += self._reference_jobs(target)
+            # Whether a scheme has to be emulated its own start says.
+            own = (*target[:2], scheme)
+            wanted += [(name, own)] if own != target and "emulate" in self.jobs[name][target] else []
             # A variant that the engine refused needs no server: its serving points get the engine's reason.
             wanted += [("measure_engine", target)] if name == "measure_serving" else []
         elif name == "quantize_model":
             wanted = [("stage_model", target[0])] + [("stage_dataset", name) for name in self.jobs["stage_dataset"]]
+            if parent := self.study.schemes[target[1]].get("spare", {}).get("worst_of"):
+                wanted.append(("measure_sensitivity", (None, target[0], parent)))
+        elif name == "measure_sensitivity":
+            wanted = [("stage_model", target[1]), ("quantize_model", target[1:])]
+            wanted += [("stage_dataset", name) for name in self.jobs["stage_dataset"]]
         return [self.pointer(rule, job) for rule, job in wanted if self.missing(rule, job)]
 
     def staged(self):
@@ -260,4 +271,4 @@ class Workflow:
             return wildcards[name.removeprefix("stage_")]
         if name == "quantize_model":
             return wildcards["model"], wildcards["scheme"]
-        return wildcards["gpu"], wildcards.get("model"), wildcards.get("scheme")
+        return wildcards.get("gpu"), wildcards.get("model"), wildcards.get("scheme")

@@ -80,6 +80,9 @@ def what_kernel_computes(kernel, layer):
     """What a kernel multiplies, e.g. "w4a16": the weights' width, the activations' width, the kind of number."""
     name = type(kernel).__name__
     config = getattr(kernel, "config", None)
+    # Ours (engine/emulation.py) knows, and is nothing's speed either.
+    if emulates := getattr(kernel, "emulates", None):
+        return f"emulated-{emulates}"
     if name.startswith("Emulation"):
         # Right numbers, computed in 16 bit: never to be taken for the scheme's speed.
         computes = _fp4_computes(name, layer) if "NvFp4" in name else None

@@ -1,4 +1,4 @@
-"""Quantize one model with llm-compressor: load, check, run the recipe, save, and measure what came out.
+"""Quantize one model with llm-compressor: load, check, run the recipe, save.
 
 The checks are the ones the toolkit does not make: it accepts NaN, targets that match nothing, and an unignored lm_head
 without a word, and fails on a model that is quantized already with an AttributeError.
@@ -9,15 +9,13 @@ import json
 from pathlib import Path
 
 import torch
-from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from llmcompressor import oneshot
 from llmcompressor.pipelines.cache import IntermediatesCache
-from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from quantbench.errors import UserError
 from quantbench.model_fit import check_patterns, names_layer
-from quantbench.quantize.calibration import calibration_tokens
+from quantbench.quantize.calibration import calibration_tokens, described, token_rows
 from quantbench.schemes import QUANTIZING, compressed_tensors_config
 
 MODULES = {
@@ -29,10 +27,11 @@ MODULES = {
 
 
 def quantize(model_path, recipe, calibration, texts, folder):
-    """Write the checkpoint into `folder`; returns {"parameters", "device", "shapes", "sqnr_db"}.
+    """Write the checkpoint into `folder`; returns {"parameters", "device", "shapes", "rows"}.
 
-    recipe: the checkpoint identity's; calibration: its calibration or None; texts: the calibration rows or None.
-    shapes: {layer name: (output features, input features)} of the layers quantized.
+    recipe: the checkpoint identity's; calibration: its calibration or None; texts: what calibration_texts gave, or None.
+    shapes: {layer name: (output features, input features)} of the layers quantized; rows: what calibration.described says
+    of the calibration rows, or None.
     """
     # Seeded although nothing here draws at random today; calibration rows come in our order, not the toolkit's.
     torch.manual_seed(calibration["seed"] if calibration else 0)
@@ -43,13 +42,8 @@ def quantize(model_path, recipe, calibration, texts, folder):
     model = load_model(model_path)
     shapes = layers_to_quantize(model, recipe["targets"], recipe["ignore"])
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    tokenizer = AutoTokenizer.from_pretrained(
-        model_path, local_files_only=True, trust_remote_code=remote_code_allowed(model_path)
-    )
-    rows = None
-    if texts is not None:
-        vocabulary = model.get_input_embeddings().num_embeddings
-        rows = calibration_tokens(tokenizer(texts)["input_ids"], calibration["max_tokens"], vocabulary)
+    tokenizer = load_tokenizer(model_path)
+    rows = None if texts is None else tokens_of(texts, tokenizer, model, calibration["max_tokens"])
 
     oneshot(
         model=model,
@@ -60,12 +54,20 @@ def quantize(model_path, recipe, calibration, texts, folder):
         shuffle_calibration_samples=False,
         trust_remote_code_model=remote_code_allowed(model_path),
     )
-    smoothed = any(name not in QUANTIZING for modifier in recipe["modifiers"] for name in modifier)
-    sqnr_db = None if smoothed else signal_to_noise_db(model, model_path, shapes)
     model.generation_config = GenerationConfig()
     model.save_pretrained(folder, save_compressed=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {"parameters": parameters, "device": device, "shapes": shapes, "sqnr_db": sqnr_db}
+    return {"parameters": parameters, "device": device, "shapes": shapes, "rows": rows and described(rows)}
+
+
+def load_tokenizer(path):
+    return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=remote_code_allowed(path))
+
+
+def tokens_of(texts, tokenizer, model, max_tokens):
+    """Token ids of calibration texts, cut to `max_tokens`; UserError where they are not the model's."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    return calibration_tokens(token_rows(texts, tokenizer), max_tokens, vocabulary)
 
 
 def remote_code_allowed(path):
@@ -74,8 +76,11 @@ def remote_code_allowed(path):
     return record.exists() and json.loads(record.read_text())["identity"].get("code", False)
 
 
-def load_model(path):
-    """The model in its own number type, from safetensors alone; UserError for missing, infinite or NaN weights."""
+def load_model(path, device_map=None):
+    """The model in its own number type, from safetensors alone; UserError for missing, infinite or NaN weights.
+
+    device_map  transformers' way to place it, such as "auto"; None: in host memory
+    """
     model, report = AutoModelForCausalLM.from_pretrained(
         path,
         dtype="auto",
@@ -83,11 +88,12 @@ def load_model(path):
         trust_remote_code=remote_code_allowed(path),
         use_safetensors=True,
         output_loading_info=True,
+        device_map=device_map,
     )
     if report["missing_keys"]:
         raise UserError(f"{path}: the weights lack {', '.join(sorted(report['missing_keys'])[:5])}")
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if not parameter.is_meta and not torch.isfinite(parameter).all():
             raise UserError(f"{path}: {name} holds NaN or infinity, so no scheme can quantize this model")
     return model.eval()
 
@@ -136,39 +142,6 @@ def batches(rows):
     inputs = [torch.tensor([row]) for row in rows]
     examples = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in inputs]
     return torch.utils.data.DataLoader(examples, batch_size=None)
-
-
-def signal_to_noise_db(model, model_path, shapes):
-    """{layer: 10 log10(sum of weights squared / sum of rounding errors squared), in dB}, or None.
-
-    Against the model's own weights, so only for recipes that do not rescale them first; None also where the model's
-    files name their tensors otherwise than its modules.
-    """
-    wanted = {f"{name}.weight" for name in shapes}
-    files = {name: path for path in sorted(model_path.glob("*.safetensors")) for name in _names(path) if name in wanted}
-    if len(files) != len(wanted):
-        return None
-    ratios = {}
-    for layer in shapes:
-        module = model.get_submodule(layer)
-        with safe_open(files[f"{layer}.weight"], framework="pt") as file, torch.no_grad():
-            original = file.get_tensor(f"{layer}.weight").to(module.weight.device)
-            rounded = fake_quantize(
-                module.weight,
-                module.weight_scale,
-                getattr(module, "weight_zero_point", None),
-                module.quantization_scheme.weights,
-                global_scale=getattr(module, "weight_global_scale", None),
-            )
-            signal = original.float().square().sum()
-            noise = (original.float() - rounded.float()).square().sum()
-        ratios[layer] = (10 * torch.log10(signal / noise)).item() if noise > 0 and signal > 0 else None
-    return ratios
-
-
-def _names(path):
-    with safe_open(path, framework="pt") as file:
-        return list(file.keys())
 
 
 def peak_device_memory_bytes():
