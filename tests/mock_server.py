@@ -4,6 +4,7 @@
 
 Each answer: the first token after FIRST_S, the others EACH_S apart. `server` in the case changes that: {"stall_at_s",
 "stall_s"} lets no token out in that time; request `fails` gets {"short_by"} fewer tokens, or an HTTP {"status"}.
+`context`, `files` and `tokenizer` are those of lengths.Prompts.
 `client_blocks` = [at_s, for_s] blocks the client's own event loop.
 """
 
@@ -22,6 +23,8 @@ def main(case):
 async def run(case):
     from aiohttp import web
     from quantbench.engine.client import Client, first_error
+    from quantbench.lengths import Prompts
+    from quantbench.load import client_fault
 
     seen = {"prompts": [], "most_at_once": 0, "headers": [], "bodies": []}
     faults, began, at_once = case.get("server", {}), None, 0
@@ -68,7 +71,8 @@ async def run(case):
     await site.start()
     port = site._server.sockets[0].getsockname()[1]
     headers = {"Authorization": "Bearer a-key"}
-    async with Client(f"http://127.0.0.1:{port}", "model", headers, list(range(3, 500))) as client:
+    prompts = Prompts(range(3, 500), case.get("context", 2048), case.get("files"), case.get("tokenizer"))
+    async with Client(f"http://127.0.0.1:{port}", "model", headers, prompts) as client:
         if block := case.get("client_blocks"):
 
             async def block_loop():
@@ -82,4 +86,5 @@ async def run(case):
         if block:
             await blocker
     await runner.cleanup()
-    return seen | {"rows": rows, "first_error": first_error(rows)}
+    error = first_error(rows)
+    return seen | {"rows": rows, "first_error": error, "client_fault": None if error else client_fault(rows)}

@@ -24,6 +24,7 @@ from quantbench.layers import layer_points
 from quantbench.model_fit import quantized_layers
 from quantbench.points import JOB_OF_STAGE
 from quantbench.store import Store, write_atomically
+from quantbench.token_gaps import histogram
 from synthetic_facts import (
     BATCHES,
     BYTES,
@@ -39,6 +40,8 @@ from synthetic_facts import (
     REPEATS,
     REQUESTS,
     SCHEMES,
+    SEARCH,
+    SLO,
     SPEEDUP,
     UNQUANTIZED,
     VERSIONS,
@@ -212,6 +215,8 @@ class Study:
             params = {"load": load_kind, "rate_per_s" if load_kind == "rate" else "concurrency": level}
             params |= {"input_tokens": 64, "output_tokens": 16, "requests": REQUESTS, "seed": 0}
             add("serving", params, self._requests(load_kind, level, 0.2 / SPEEDUP[scheme]))
+        search = SEARCH | {"slo": SLO, "send": {"input_tokens": 64, "output_tokens": 16, "requests": REQUESTS, "seed": 0}}
+        add("search", search, probes(SPEEDUP[scheme]))
         params = {"task": "gsm8k", "dataset": "d" * 64, "split": "test", "questions": QUESTIONS, "shots": 3}
         add("accuracy", params | {"fewshot_split": "train"}, answers(scheme), dataset_name="arithmetic")
         params = {"dataset": "d" * 64, "split": "test", "documents": DOCUMENTS}
@@ -349,6 +354,7 @@ class Study:
             first = scheduled + self._noisy(seconds / 4)
             row = {"request": i, "scheduled_s": scheduled, "sent_s": scheduled + 0.001, "first_token_s": first}
             row |= {"finished_s": first + self._noisy(seconds), "input_tokens": 64, "output_tokens": 16, "error": None}
+            row["token_gaps"] = histogram([(row["finished_s"] - first) / 15] * 15)
             rows.append(row)
         return rows
 
@@ -370,6 +376,18 @@ def answers(scheme):
             target = str(question)
             rows.append({"question": question, "filter": name, "correct": right, "answer": answer, "target": target})
     return rows
+
+
+def probes(speedup):
+    """A search's loads: the SLO is met up to a rate of 4 times the speedup; 3 % of the requests miss it there, above half."""
+    found = []
+    for number, rate in enumerate((1.0, 16.0, 4.0, 8.0, 5.66)):
+        share = 0.97 if rate <= 4 * speedup else 0.5
+        row = {"probe": number, "rate_per_s": rate, "probe_key": "f" * 64, "probe_status": "ok", "probe_reason": None}
+        row |= {"requests": REQUESTS, "within_share": share, "within_low": share - 0.05, "within_high": share + 0.03}
+        row |= {"met": share > 0.9, "goodput_per_s": rate * share, "output_tokens_per_s": 16 * rate}
+        found.append(row)
+    return found
 
 
 def _config(models, gpus):
@@ -397,6 +415,8 @@ def _config(models, gpus):
             "lengths": [{"input_tokens": 64, "output_tokens": 16}],
             "requests": REQUESTS,
             "seed": 0,
+            "slo": SLO,
+            "search": SEARCH,
         },
         "accuracy": [{"task": "gsm8k", "dataset": "arithmetic", "split": "test", "questions": QUESTIONS, "shots": 3}],
         "perplexity": [{"dataset": "arithmetic", "split": "test", "documents": DOCUMENTS}],

@@ -126,3 +126,7 @@ QUESTIONS, DOCUMENTS, REQUESTS = 60, 12, 20
 BATCHES, LOADS = [1, 16, 64], [("rate", 2.0), ("rate", 8.0), ("concurrency", 4)]
 REPEATS = {"least": 3, "most": 5, "relative_ci": 0.05, "confidence": 0.95}
 VERSIONS = {"vllm": "0.32.0", "torch": "2.13.0"}
+
+# What the study's servers have to keep, and the search for the highest rate at which they do.
+SLO = {"ttft_s": 0.2, "share": 0.9}
+SEARCH = {"least_rate_per_s": 1.0, "most_rate_per_s": 16.0, "probes": 8}

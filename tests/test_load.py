@@ -1,11 +1,13 @@
-"""load.py: when requests arrive and what they ask."""
+"""load.py and arrivals.py: when requests arrive, prompts of one length, and whether the client kept up."""
 
 import itertools
 
 import pytest
+from quantbench.arrivals import due_s, gamma_offsets, ramp_offsets
 from quantbench.load import (
     PROMPTS,
     WARM_UP,
+    client_fault,
     ordinary_token_ids,
     poisson_offsets,
     random_prompts,
@@ -29,6 +31,49 @@ def test_the_seed_alone_decides_the_arrivals():
     # twice the rate: the same arrivals in half the time
     assert poisson_offsets(16, 50, seed=1) == pytest.approx([s / 2 for s in poisson_offsets(8, 50, seed=1)])
     assert poisson_offsets(8, 10, seed=1) == poisson_offsets(8, 50, seed=1)[:10]
+
+
+@pytest.mark.parametrize("burstiness", [0.25, 1, 9])
+def test_bursty_arrivals_have_the_rate_and_the_spread(burstiness):
+    offsets_s = gamma_offsets(8, burstiness, 20_001, seed=0)
+    gaps_s = [late - early for early, late in itertools.pairwise(offsets_s)]
+    mean_s = sum(gaps_s) / 20_000
+    deviation_s = (sum((gap - mean_s) ** 2 for gap in gaps_s) / 20_000) ** 0.5
+    assert offsets_s[0] == 0 and min(gaps_s) >= 0
+    # gamma of shape k: coefficient of variation 1 / sqrt(k), here 2, 1 and 1/3
+    assert mean_s == pytest.approx(1 / 8, rel=0.06)
+    assert deviation_s / mean_s == pytest.approx(burstiness**-0.5, rel=0.08)
+
+
+def test_a_ramp_rises_in_a_straight_line_and_moves_nothing_that_is_measured():
+    ramp = ramp_offsets(rate_per_s=200, ramp_s=20, burstiness=1, seed=0)
+    assert all(-20 < early <= late < 0 for early, late in itertools.pairwise(ramp))
+    # half of 200 a second times 20 s; the rate rises, so three quarters of them come in the second half
+    assert len(ramp) == pytest.approx(2000, rel=0.1)
+    assert sum(offset >= -10 for offset in ramp) / len(ramp) == pytest.approx(3 / 4, abs=0.04)
+    plain = {"load": "rate", "rate_per_s": 200, "requests": 50, "seed": 0}
+    assert due_s(plain) == poisson_offsets(200, 50, 0)
+    assert due_s(plain | {"ramp_s": 20}) == ramp + poisson_offsets(200, 50, 0)
+
+
+def test_all_at_once_is_all_at_once():
+    assert due_s({"load": "all_at_once", "requests": 3, "seed": 0}) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("lag_s", "first_s", "at_fault"),
+    [
+        (0.011, 0.100, True),  # 11 % of the time to the first token
+        (0.009, 0.100, False),
+        (0.003, 0.010, False),  # 30 %, but less than a tick of the scheduler
+        (0.500, 0.600, True),
+    ],
+)
+def test_a_client_that_lags_is_the_bottleneck(lag_s, first_s, at_fault):
+    rows = [{"scheduled_s": t, "sent_s": t + lag_s, "first_token_s": t + first_s} for t in range(5)]
+    fault = client_fault(rows)
+    assert bool(fault) == at_fault
+    assert not at_fault or f"sent requests {1e3 * lag_s:.1f} ms after they were due" in fault
 
 
 def test_prompts_have_the_length_asked_for_and_begin_differently():

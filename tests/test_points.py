@@ -16,7 +16,9 @@ from quantbench.points import JOB_OF_STAGE, PROTOCOL, check_versions, expand, mi
 from quantbench.study import ROOT, load_study
 from workflow_study import CONFIG
 
-COMPARED_WITH = {"reference": "fidelity"}
+# What stands in another stage's identity: the distributions that are compared with, the loads that a search sends.
+COMPARED_WITH = {"reference": "fidelity", "serving": "search"}
+SEARCH = {"slo": {"ttft_s": 0.5}, "search": {"least_rate_per_s": 5, "most_rate_per_s": 40}}
 # On no device in particular.
 DEVICELESS = {"sensitivity"}
 
@@ -24,7 +26,8 @@ DEVICELESS = {"sensitivity"}
 @pytest.fixture
 def config(tmp_path):
     scan = [{"scheme": "rtn-int4", "dataset": "arithmetic", "documents": 4}]
-    return {**copy.deepcopy(CONFIG), "store": str(tmp_path / "store"), "sensitivity": scan}
+    asked = {"sensitivity": scan, "serving": CONFIG["serving"] | SEARCH}
+    return {**copy.deepcopy(CONFIG), "store": str(tmp_path / "store"), **asked}
 
 
 @pytest.fixture
@@ -92,7 +95,6 @@ def test_a_raised_protocol_costs_exactly_its_stage(config, monkeypatch, stage):
     raised = manifest_of(config)
     for other in PROTOCOL:
         same = keys(raised, other) == keys(plain, other)
-        # What is compared with the baseline's distributions has their key in its own.
         assert same == (other not in (stage, COMPARED_WITH.get(stage))), other
         assert same or not keys(raised, other) & keys(plain, other)
 
@@ -127,7 +129,9 @@ def test_a_changed_description_of_a_device_or_a_scheme_costs_nothing(config, roo
         (lambda c: c["engine"].update(dtype="float16"), set(PROTOCOL) - {"probe"} - DEVICELESS),
         (lambda c: c["repeats"].update(most=3), {"latency", "throughput", "gemm"}),
         (lambda c: c["accuracy"][0].update(questions=9), {"accuracy"}),
-        (lambda c: c["serving"].update(seed=1), {"serving"}),
+        (lambda c: c["serving"].update(seed=1), {"serving", "search"}),
+        (lambda c: c["serving"].update(slo={"ttft_s": 1}), {"search"}),
+        (lambda c: c["serving"].update(ramp_s=2, burstiness=[0.5]), {"serving", "search"}),
         (lambda c: c["perplexity"][0].update(documents=5), {"perplexity"}),
         (lambda c: c["fidelity"][0].update(top_k=9), {"reference", "fidelity"}),
         # A second start of the baseline has everything again that needs the whole model, but the distributions.
@@ -207,7 +211,7 @@ def test_what_a_gpu_cannot_run_is_skipped_before_anything_starts(config):
     }
     assert {skip["gpu"] for skip in found["skips"] if skip.get("contender")} == {"v100"}
     for gpu, scheme in refused:
-        asked = {"load", "gemm", "latency", "throughput", "serving", "accuracy", "perplexity", "fidelity"}
+        asked = {"load", "gemm", "latency", "throughput", "serving", "search", "accuracy", "perplexity", "fidelity"}
         assert {stage for g, s, stage in skips if (g, s) == (gpu, scheme)} == asked
         stages = {p["stage"] for p in found["points"] if (p["gpu"], p["scheme"]) == (gpu, scheme)}
         assert stages == {"support"}

@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 
 import numpy as np
+from quantbench.statistics import median_ci
 from scipy import stats
 
 SIDES = ("ours", "theirs")
@@ -65,6 +66,27 @@ def _row(point, spreads, confidence, rows):
         "agree_jointly": bool(abs(apart) <= half(alpha / rows)),
         "starts": {side: point[side] for side in SIDES},
     }
+
+
+def compare_rounds(values, limit, confidence=0.95):
+    """Two sides that measured in turn: {"ours", "theirs", "difference", "limit", "verdict", "rounds"}.
+
+    values  {"ours": [seconds of each round], "theirs": [...]}: what one round's pair has in common cancels in its ratio
+
+    ours and theirs are medians over rounds. difference is (relative, low, high): the median of the rounds' ratios with its
+    order-statistics interval, which a round that something disturbed does not move. The verdict is "within" the limit or
+    "apart" by more where the whole interval is, else "undecided".
+    """
+    ratios = [ours / theirs - 1 for ours, theirs in zip(*(values[side] for side in SIDES), strict=True)]
+    difference = median_ci(ratios, confidence)
+    _, low, high = difference
+    verdict = "undecided"
+    if -limit <= low and high <= limit:
+        verdict = f"within {100 * limit:g} %"
+    elif low > limit or high < -limit:
+        verdict = f"apart by more than {100 * limit:g} %"
+    medians = {side: float(np.median(values[side])) for side in SIDES}
+    return {**medians, "difference": difference, "limit": limit, "verdict": verdict, "rounds": values}
 
 
 def stage_difference(rows, confidence=0.95):

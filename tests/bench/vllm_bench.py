@@ -88,24 +88,8 @@ class VllmBench:
         return {"values": values, "wall_s": {"servers": server_s, "serve": command_s}}
 
     def _serve(self, params, name, url, trace):
-        timed = params["load"] == "rate"
-        arguments = [
-            f"--base-url={url}",
-            "--backend=openai",
-            "--dataset-name=timed_trace",
-            f"--dataset-path={trace}",
-            f"--timed-trace-chunk-hash-size={params['input_tokens']}",
-            "--self-timed" if timed else "--no-self-timed",
-            *([] if timed else [f"--max-concurrency={params['concurrency']}"]),
-            f"--num-prompts={params['requests']}",
-            f"--num-warmups={WAKING_REQUESTS + warm_up_requests(params)}",
-            "--temperature=0",
-            "--disable-tqdm",
-            "--save-result",
-            "--save-detailed",
-            f"--result-dir={self.logs}",
-            f"--result-filename={name}.json",
-        ]
+        warm_ups = WAKING_REQUESTS + warm_up_requests(params)
+        arguments = [*serve_arguments(params, name, url, trace, self.logs), f"--num-warmups={warm_ups}"]
         return self._run(self.command, "serve", name, arguments)
 
     def _engine(self, kind, name, *arguments):
@@ -153,6 +137,27 @@ def wait_until_healthy(process, url, log):
         except OSError:
             time.sleep(0.1)
     raise RuntimeError(f"`vllm serve` did not start, see {log}")
+
+
+def serve_arguments(params, name, url, trace, folder):
+    """Arguments of `vllm bench serve` that send the load of a trace, and write <name>.json into a folder."""
+    timed = params["load"] == "rate"
+    return [
+        f"--base-url={url}",
+        "--backend=openai",
+        "--dataset-name=timed_trace",
+        f"--dataset-path={trace}",
+        f"--timed-trace-chunk-hash-size={params['input_tokens']}",
+        "--self-timed" if timed else "--no-self-timed",
+        *([] if timed else [f"--max-concurrency={params['concurrency']}"]),
+        f"--num-prompts={params['requests']}",
+        "--temperature=0",
+        "--disable-tqdm",
+        "--save-result",
+        "--save-detailed",
+        f"--result-dir={folder}",
+        f"--result-filename={name}.json",
+    ]
 
 
 def write_trace(params, path):

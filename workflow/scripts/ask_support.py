@@ -64,6 +64,7 @@ def request(params):
     format, engine_args = params["format"], params["engine_args"] or {}
     config = compressed_tensors_config(format, ["Linear"], []) if format else None
     asked = {"quantization_config": config, "dtype": params["dtype"], "quantization": engine_args.get("quantization")}
+    asked |= {"backend": engine_args["linear_backend"]} if engine_args.get("linear_backend") else {}
     overrides = engine_args.get("hf_overrides")
     return asked | ({"torchao": overrides["quantization_config_dict_json"]} if overrides else {})
 

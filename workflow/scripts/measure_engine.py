@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from quantbench import emulated
+from quantbench.energy import METERED, meter
 from quantbench.engine import emulation
 from quantbench.engine.settings import engine_environment
 from quantbench.engine_failure import classify_failure
@@ -16,6 +17,7 @@ from quantbench.gpus import check_device
 from quantbench.jobs import job_options
 from quantbench.kernel_verdict import refusal
 from quantbench.keys import canonical_json, key
+from quantbench.lengths import prompts_of
 from quantbench.points import check_versions, expand, missing_points, start_label
 from quantbench.progress import Progress
 from quantbench.provenance import finish, new_run
@@ -71,10 +73,9 @@ def measure(job, points, store, progress):
     run["engine_starts"] = 1
     store.write_run(run)
 
-    def keep(point, status, rows, reason=None, measured_s=None):
-        store.write_point(
-            point["identity"], status=status, rows=rows, reason=reason, measured_s=measured_s, run_id=run["run_id"]
-        )
+    def keep(point, status, rows, reason=None, measured_s=None, energy=None):
+        done = {"measured_s": measured_s, "run_id": run["run_id"], "energy": energy}
+        store.write_point(point["identity"], status=status, rows=rows, reason=reason, **done)
         run["points_measured"] += 1
         run["measured_s"] += measured_s or 0.0
         progress.step()
@@ -117,7 +118,8 @@ def measure(job, points, store, progress):
             if failure := classify_failure(log_tail()):
                 keep(point, failure[0], [], failure[1])
             raise
-        keep(point, "ok", rows, measured_s=time.perf_counter() - started)
+        drawn = session.meter.record if point["stage"] in METERED else None
+        keep(point, "ok", rows, measured_s=time.perf_counter() - started, energy=drawn)
     store.write_run(finish(run))
 
 
@@ -142,7 +144,8 @@ def start(job):
 
     checkpoint = local_checkpoint(job["checkpoint_path"])
     try:
-        return Session(checkpoint, job["engine_args"]), None
+        power = meter(job["gpu_entry"], job["engine_args"].get("tensor_parallel_size", 1))
+        return Session(checkpoint, job["engine_args"], power), None
     except Exception as error:
         # An engine core in a process of its own says the cause in the log only.
         failure = classify_failure(str(error)) or classify_failure(log_tail())
@@ -193,7 +196,8 @@ class Measurers:
         return self.session.latency(**point["params"])
 
     def throughput(self, point):
-        return self.session.throughput(**point["params"])
+        prompts = prompts_of(self.job, self.session.checkpoint)
+        return self.session.throughput(prompts=prompts, **point["params"])
 
     def accuracy(self, point):
         return self.scorer.accuracy(point["params"], self.store)

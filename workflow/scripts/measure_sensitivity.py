@@ -43,7 +43,6 @@ def measure(job, store, points, progress):
     store.write_run(run)
 
     import torch
-
     from quantbench.quantize import sensitivity, toolkit
 
     torch.manual_seed(0)

@@ -1,7 +1,8 @@
 """Measure a variant's missing serving points on one gpu: one server start for every request rate and concurrency.
 
-A point is in the store the moment it is measured. When the engine could not load the variant, every serving point gets
-that status without a server. When the server dies under a load, that point is lost, not stored, and this exits with 1.
+A point is in the store the moment it is measured, and so is each load that a search sends. When the engine could not load the
+variant, every serving point gets that status without a server. When the server dies under a load, that point is lost, not
+stored, and this exits with 1.
 """
 
 import asyncio
@@ -10,15 +11,18 @@ import time
 from pathlib import Path
 
 from quantbench.console import say
+from quantbench.energy import NO_METER, meter
 from quantbench.engine.server import SERVED_NAME, EngineFailed, ServerDied, start_server
 from quantbench.gpus import check_device
 from quantbench.jobs import job_options
 from quantbench.kernel_verdict import known_failure, refusal
 from quantbench.keys import canonical_json, key
-from quantbench.load import read_token_ids
+from quantbench.lengths import prompts_of
+from quantbench.load import client_fault
 from quantbench.points import check_versions, expand, missing_points
 from quantbench.progress import Progress
 from quantbench.provenance import finish, new_run
+from quantbench.rate_search import next_rate, probe_identity, probe_row
 from quantbench.scratch import local_checkpoint
 from quantbench.store import write_atomically
 from quantbench.supervise import supervised
@@ -53,19 +57,23 @@ def measure(job, missing, store, progress, log):
     check_device(job["gpu_entry"], run["device_name"])
     check_versions(missing, run["versions"])
     store.write_run(run)
+    asked = {point["key"] for point in missing}
 
-    def keep(point, status, reason=None, rows=(), measured_s=None):
+    def keep(identity, status, reason=None, rows=(), measured_s=None, energy=None):
         store.write_point(
-            point["identity"],
+            identity,
             status=status,
             reason=reason,
             rows=list(rows),
             run_id=run["run_id"],
             measured_s=measured_s,
+            energy=energy,
         )
         run["points_measured"] += 1
-        run["measured_s"] += measured_s or 0
-        progress.step()
+        # A search's time is that of its loads, each of which is a point, but none of the job's.
+        run["measured_s"] += 0 if identity["stage"] == "search" else measured_s or 0
+        if key(identity) in asked:
+            progress.step()
 
     checkpoint = local_checkpoint(job["checkpoint_path"])
     try:
@@ -76,14 +84,16 @@ def measure(job, missing, store, progress, log):
             progress.say(f"server ready after {server.start_s:.1f} s")
             if reason := refusal(job["expects"], run["kernels"], job["engine_args"]["dtype"]):
                 for point in missing:
-                    keep(point, "invalid", reason)
+                    keep(point["identity"], "invalid", reason)
             else:
                 # Asked again before each point: another run may have measured it while the server started.
                 left = (point for [point] in store.unmeasured([point] for point in missing))
-                asyncio.run(measure_points(server, Path(checkpoint), left, keep))
+                prompts = prompts_of(job, Path(checkpoint))
+                power = meter(job["gpu_entry"], job["engine_args"].get("tensor_parallel_size", 1))
+                asyncio.run(measure_points(server, prompts, left, store, keep, power))
     except EngineFailed as failure:
         for point in missing:
-            keep(point, failure.status, failure.reason)
+            keep(point["identity"], failure.status, failure.reason)
     except ServerDied as death:
         return str(death)
     finally:
@@ -91,26 +101,58 @@ def measure(job, missing, store, progress, log):
     return None
 
 
-async def measure_points(server, checkpoint, points, keep):
+async def measure_points(server, prompts, points, store, keep, power=NO_METER):
     """One load after another against a running server, each kept as it ends. Raises ServerDied."""
-    from quantbench.engine.client import Client, first_error
+    from quantbench.engine.client import Client
 
-    async with Client(server.url, SERVED_NAME, server.headers, read_token_ids(checkpoint)) as client:
-        for number, point in enumerate(points):
+    async with Client(server.url, SERVED_NAME, server.headers, prompts, power) as client:
+        fresh = True
+
+        async def measure_load(identity):
+            nonlocal fresh
             began = time.monotonic()
-            load = asyncio.ensure_future(client.measure(point["params"], fresh=number == 0))
-            # A dead server may leave its port open in a process below it, and requests would wait for ever.
-            while server.alive() and not load.done():
-                await asyncio.wait([load], timeout=WATCH_S)
-            error = first_error(load.result()) if load.done() else None
-            # A server whose engine died answers with errors before it ends: that is no result.
-            if error and not await asyncio.to_thread(server.recovers):
-                raise ServerDied(server.obituary())
-            if not server.alive():
-                load.cancel()
-                raise ServerDied(server.obituary())
-            status = "invalid" if error else "ok"
-            keep(point, status, error, load.result(), time.monotonic() - began)
+            status, reason, rows = await load_result(server, client.measure(identity["params"], fresh))
+            fresh = False
+            keep(identity, status, reason, rows, time.monotonic() - began, client.energy)
+
+        for point in points:
+            if point["stage"] == "search":
+                await measure_search(point["identity"], measure_load, store, keep)
+            else:
+                await measure_load(point["identity"])
+
+
+async def load_result(server, load):
+    """(status, reason, rows) of one load. Raises ServerDied."""
+    from quantbench.engine.client import first_error
+
+    load = asyncio.ensure_future(load)
+    # A dead server may leave its port open in a process below it, and requests would wait for ever.
+    while server.alive() and not load.done():
+        await asyncio.wait([load], timeout=WATCH_S)
+    error = first_error(load.result()) if load.done() else None
+    # A server whose engine died answers with errors before it ends: that is no result.
+    if error and not await asyncio.to_thread(server.recovers):
+        raise ServerDied(server.obituary())
+    if not server.alive():
+        load.cancel()
+        raise ServerDied(server.obituary())
+    error = error or client_fault(load.result())
+    return "invalid" if error else "ok", error, load.result()
+
+
+async def measure_search(identity, measure_load, store, keep):
+    """Send load after load until the highest rate within the SLO is known, or the budget is spent.
+
+    Each is a point in the store, and what the store has already is not sent again.
+    """
+    search, probes, began = identity["params"], [], time.monotonic()
+    while (rate := next_rate(search, probes)) is not None:
+        probe = probe_identity(identity, rate)
+        if not store.has_point(key(probe)):
+            await measure_load(probe)
+        probes.append(probe_row(len(probes), probe, store.read_point(key(probe)), search["slo"]))
+    keep(identity, "ok", rows=probes, measured_s=time.monotonic() - began)
 
 
 def server_log(output):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from quantbench.errors import UserError
+from quantbench.memory import fit_lines
 from quantbench.store import Store
 from quantbench.support import kernels_of_load, support_rows, support_text
 
@@ -22,7 +23,7 @@ def main(argv=None):
     records = [(point, store.read_point(point["key"])) for point in manifest["points"]]
     found = {stage: [(p, r) for p, r in records if r and p["stage"] == stage] for stage in ("support", "load")}
     kernels = [row for point, record in found["load"] for row in kernels_of_load(manifest, point, record)]
-    print(support_text(support_rows(manifest, found["support"], kernels)))
+    print("\n".join([support_text(support_rows(manifest, found["support"], kernels)), *fit_lines(manifest)]))
 
 
 if __name__ == "__main__":

@@ -81,8 +81,9 @@ def load_cluster(path, gpus=()):
     return cluster
 
 
-def placement(cluster, rule, gpu=None):
-    """What a job of `rule` on `gpu` asks for, each key decided by the narrowest place that has it; {gpu} filled in."""
+def placement(cluster, rule, gpu=None, devices=1):
+    """What a job of `rule` on `gpu` asks for, each key decided by the narrowest place that has it; {gpu} and {devices} filled
+    in."""
     if rule in CHECKPOINT_JOBS:
         own = {name: value for name, value in cluster["quantize"].items() if name != "like"}
         gpu = cluster["quantize"]["like"]
@@ -90,16 +91,18 @@ def placement(cluster, rule, gpu=None):
     else:
         gpus = cluster["gpus"]
         found = NOTHING | cluster["defaults"] | gpus.get("default", {}) | gpus.get(gpu, {})
-    return found | {name: found[name].replace("{gpu}", gpu or "") for name in TEXTS if found[name]}
+    names = {"{gpu}": gpu or "", "{devices}": str(devices)}
+    return found | {name: _filled(found[name], names) for name in TEXTS if found[name]}
 
 
-def resources(cluster, rule, gpu=None, estimate=None, attempt=1):
+def resources(cluster, rule, gpu=None, estimate=None, attempt=1, devices=1):
     """{Snakemake resource: value or None} of a job.
 
     estimate   estimate.Estimate of the job; without one, time and memory are only those that the file states
     attempt    1 at first, one more at each retry
+    devices    of that gpu that the job takes
     """
-    place = placement(cluster, rule, gpu)
+    place = placement(cluster, rule, gpu, devices)
     found = {RESOURCES[name]: place[name] for name in RESOURCES}
     gres = place["gres"]
     if gres and not PLAIN_GRES.fullmatch(gres):
@@ -155,21 +158,44 @@ def misfits(cluster, estimates, attempts):
     return found
 
 
+def too_few_devices(cluster, gpus, devices):
+    """Sentences on gpus of whose devices Slurm would give an engine fewer than it is divided among (tensor_parallel_size)."""
+    found = []
+    for gpu in gpus:
+        gres = placement(cluster, "measure_engine", gpu, devices)["gres"]
+        # Without a count it is one; a site that asks another way (extra) is left alone.
+        asked = gres and re.fullmatch(r"gpu(?::[^:,]+?)??(?::(\d+))?", gres)
+        if asked and int(asked[1] or 1) < devices:
+            found.append(
+                f"an engine on {gpu} is divided among {devices} devices (engine.tensor_parallel_size), but {NAME} asks Slurm for "
+                f"{gres}; write {{devices}} for their number: gres: gpu:{{gpu}}:{{devices}}"
+            )
+    return found
+
+
+def _filled(text, names):
+    for name, value in names.items():
+        text = text.replace(name, value)
+    return text
+
+
 def _grown(value, factor, attempt, most):
     """None stays None: not asked for. What the site never allows is not asked for either, Slurm would refuse the job."""
     return value and min(value * factor ** (attempt - 1), most or math.inf)
 
 
 def _text_fault(name, text):
-    """What is wrong with a text of a place, or None: another placeholder than {gpu}, or no gres; sbatch would say it too late."""
+    """What is wrong with a text of a place, or None: another placeholder, or no gres; sbatch would say it too late."""
     if text is None:
         return None
     try:
         fields = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
     except ValueError as error:
-        return f"{text!r}: {error}; valid: plain text, and {{gpu}} for the name of the device"
-    if fields - {"gpu"}:
-        return f"{text!r} has the placeholder {{{min(fields - {'gpu'})}}}; valid: {{gpu}}, the name of the device"
+        return f"{text!r}: {error}; valid: plain text, {{gpu}} for the name of the device and {{devices}} for their number"
+    valid = {"gpu", "devices"} if name in ("gres", "extra") else {"gpu"}
+    if fields - valid:
+        number = " and, in gres and extra, {devices}, their number"
+        return f"{text!r} has the placeholder {{{min(fields - valid)}}}; valid: {{gpu}}, the name of the device,{number}"
     if name == "gres" and not re.fullmatch(r"[\w.:,{}-]+", text):
         return f"{text!r} is not as sbatch's --gres; valid: such as gpu:1 or gpu:h100:1"
     return None

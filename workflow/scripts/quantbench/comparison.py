@@ -29,12 +29,13 @@ def summarize(tables, baseline, confidence=0.95, power=0.8, margins=MARGINS):
     failures      [{"table", "status", "reason"}]: points of an ok variant that were not
     verdict       as_promised, emulated, computes_other, unquantized (the worst of its layers), or None; `computes`, `expected`
                   of the layers that earned it; as promised: of those that the scheme quantizes
-    speed         [{"metric", "batch_size" or ("load", "level"), "input_tokens", "output_tokens", "gain", "low", "high",
-                  "within", "starts", "start_spread", "words", "caveat"}]; gain is how many times faster than the
-                  baseline, metric throughput, latency, e2e_p50 or e2e_p99. `within` is the interval [low, high] of the
+    speed         [{"metric", "batch_size" or ("load", "level", "workload", "burstiness"), "input_tokens", "output_tokens",
+                  "gain", "low", "high", "within", "starts", "start_spread", "words", "caveat"}]; gain is how many times
+                  faster than the baseline, metric throughput, latency, e2e_p50 or e2e_p99. `within` is the interval [low, high] of the
                   repeats alone; low and high reach over it and over what one start of the engine differs from the next
                   by (`start_spread`, a relative standard deviation), where a variant was started more than once
     batches       the same, without caveat, for throughput and latency at every batch that both ran
+    phases        the same for the two phases of a batch, metric prefill or decode
     accuracy      [{"task", "dataset", "shots", "chat_template", "filter", "decides", "n", "share", "low", "high",
                   "emulated"}]; of the baseline also
                   "noise": {"starts", "pairs", "lost", "won", "difference", "difference_low", "difference_high", "p"} of
@@ -49,22 +50,18 @@ def summarize(tables, baseline, confidence=0.95, power=0.8, margins=MARGINS):
                   "words", "emulated"}], per token, kl in nats; of the baseline its own noise, where it was started again
     size          {"bytes", "bits_per_weight", "ratio"} or None; ratio is bytes over the baseline's
     """
-    data = {name: _dicts(table) for name, table in tables.items()}
-    variants = {}
-    for name in ("kernels", *MEASURED):
-        for row in data.get(name, []):
-            variant = variants.setdefault((row["gpu"], row["model"], row["scheme"]), {})
-            variant.setdefault(name, []).append(row)
-    spreads = _start_spreads(variants)
-    sizes = {(row["model"], row["scheme"]): row for row in data.get("checkpoints", [])}
+    variants = variants_of(tables, ("kernels", *MEASURED))
+    spreads = start_spreads(variants)
+    sizes = {(row["model"], row["scheme"]): row for row in _dicts(tables.get("checkpoints", []))}
     summary = []
     for (gpu, model, scheme), rows in variants.items():
         base = variants.get((gpu, model, baseline), {})
         is_baseline = scheme == baseline
         entry = {"gpu": gpu, "model": model, "scheme": scheme, "is_baseline": is_baseline, "confidence": confidence}
         entry |= _status(rows) | _kernels(rows.get("kernels", []))
-        chance = _Chance(confidence, {metric: spreads.get((gpu, model, metric)) for metric in TIMED})
-        entry["batches"] = [] if is_baseline else _batches(base, rows, chance)
+        chance = Chance(confidence, {metric: spreads.get((gpu, model, metric)) for metric in TIMED})
+        entry["batches"] = [] if is_baseline else _batches(base, rows, chance, ("throughput", "latency"))
+        entry["phases"] = [] if is_baseline else _batches(base, rows, chance, PHASES)
         entry["speed"] = _ends(base, rows, entry["batches"]) + ([] if is_baseline else _loads(base, rows, chance))
         entry["accuracy"] = quality.accuracy(base, rows, is_baseline, confidence, power)
         entry["perplexity"] = quality.perplexity(base, rows, is_baseline, confidence, margins["perplexity"])
@@ -73,6 +70,16 @@ def summarize(tables, baseline, confidence=0.95, power=0.8, margins=MARGINS):
         summary.append(entry)
     quality.adjust(summary, confidence, power, margins["accuracy"])
     return summary
+
+
+def variants_of(tables, names):
+    """{(gpu, model, scheme): {table: its rows as dicts}} of the named tables, in their order."""
+    variants = {}
+    for name in names:
+        for row in _dicts(tables.get(name, [])):
+            variant = variants.setdefault((row["gpu"], row["model"], row["scheme"]), {})
+            variant.setdefault(name, []).append(row)
+    return variants
 
 
 def _dicts(table):
@@ -118,34 +125,47 @@ def _kernels(rows):
 # --- speed ----------------------------------------------------------------------------------------------------------
 
 # Where a stage's points lie, the times that its rows hold, and the quantiles of them that are compared.
-BATCH = ("batch_size", "input_tokens", "output_tokens")
-REQUESTS = ("load", "rate_per_s", "concurrency", "input_tokens_asked", "output_tokens_asked")
+BATCH = ("batch_size", "input_tokens", "output_tokens", "workload")
+REQUESTS = ("load", "rate_per_s", "concurrency", "input_tokens_asked", "output_tokens_asked", "workload", "burstiness")
 TIMED = {"throughput": ("throughput", BATCH, 0.5), "latency": ("latency", BATCH, 0.5)}
+# The two phases of a batch: until every sequence has its first token, and each further token.
+PHASES = {"prefill": "ttft_s", "decode": "tpot_s"}
+TIMED |= {metric: ("latency", BATCH, 0.5) for metric in PHASES}
 TIMED |= {"e2e_p50": ("serving", REQUESTS, 0.5), "e2e_p99": ("serving", REQUESTS, 0.99)}
 
 
-class _Chance(NamedTuple):
+class Chance(NamedTuple):
     """What intervals are made of besides the repeats: `spreads` {metric: (variance between starts, degrees of freedom)}."""
 
     confidence: float
     spreads: dict
 
 
-def _seconds(row):
+def seconds(row, metric):
+    """The time of a row that a metric is made of; None where it has none (a phase of a batch, of one token say)."""
+    if metric in PHASES:
+        return row.get(PHASES[metric])
     return row["elapsed_s"] if "elapsed_s" in row else row["finished_s"] - row["scheduled_s"]
 
 
-def _start_logs(rows, q):
-    """The logarithm of quantile q of each start's times."""
-    return [float(np.log(np.quantile([_seconds(row) for row in start], q))) for start in by_start(rows)]
+def timed_points(rows, metric):
+    """{point: rows that have the metric's time} of one variant, whose tables are `rows`."""
+    table, where, _ = TIMED[metric]
+    return grouped([row for row in ok(rows, table) if seconds(row, metric) is not None], *where)
 
 
-def _start_spreads(variants):
+def _start_logs(rows, metric):
+    """The logarithm of the metric's quantile of each start's times."""
+    q = TIMED[metric][2]
+    return [float(np.log(np.quantile([seconds(row, metric) for row in start], q))) for start in by_start(rows)]
+
+
+def start_spreads(variants):
     """{(gpu, model, metric): statistics.start_variance} over the variants that were started more than once."""
     logs = {}
     for (gpu, model, _), rows in variants.items():
-        for metric, (table, where, q) in TIMED.items():
-            points = [_start_logs(group, q) for group in grouped(ok(rows, table), *where).values()]
+        for metric in TIMED:
+            points = [_start_logs(group, metric) for group in timed_points(rows, metric).values()]
             starts = max(map(len, points), default=0)
             whole = [point for point in points if len(point) == starts]
             if starts > 1:
@@ -153,22 +173,22 @@ def _start_spreads(variants):
     return {place: statistics.start_variance(found) for place, found in logs.items()}
 
 
-def _batches(base, rows, chance):
-    """Throughput and latency at every batch that both ran."""
+def _batches(base, rows, chance, metrics):
+    """What both ran, batch by batch."""
     found = []
-    for metric in ("throughput", "latency"):
-        baseline = grouped(ok(base, metric), *BATCH)
-        for point, mine in grouped(ok(rows, metric), *BATCH).items():
+    for metric in metrics:
+        baseline = timed_points(base, metric)
+        for point, mine in timed_points(rows, metric).items():
             if point in baseline:
                 where = dict(zip(BATCH, point, strict=True))
-                found.append({"metric": metric, **where, **_gain(baseline[point], mine, metric, chance)})
+                found.append({"metric": metric, **where, **gain_of(baseline[point], mine, metric, chance)})
     return found
 
 
 def _ends(base, rows, batches):
     """Of `_batches`: throughput at the largest batch of each length, latency at the smallest and the largest."""
     found = []
-    for (metric, *_), shared in grouped(batches, "metric", "input_tokens", "output_tokens").items():
+    for (metric, *_), shared in grouped(batches, "metric", *BATCH[1:]).items():
         shared = sorted(shared, key=lambda speed: speed["batch_size"])
         asked = [row["batch_size"] for row in base[metric] + rows[metric] if row.get("batch_size") is not None]
         ends = shared[-1:] if metric == "throughput" or len(shared) == 1 else [shared[0], shared[-1]]
@@ -188,24 +208,25 @@ def _loads(base, rows, chance):
             continue
         level = load[1] if load[1] is not None else load[2]
         where = {"load": load[0], "level": level, "input_tokens": load[3], "output_tokens": load[4]}
+        where |= {"workload": load[5], "burstiness": load[6]}
         fewest = min(len(mine), len(baseline[load]))
         for metric in ("e2e_p50", "e2e_p99"):
             few = metric == "e2e_p99" and fewest < P99_REQUESTS
             caveat = f"of {fewest} requests the p99 has no interval, which takes {P99_REQUESTS}" if few else None
             needs = f"{P99_REQUESTS} requests" if few else "more repeats"
-            gain = _gain(baseline[load], mine, metric, chance, needs)
+            gain = gain_of(baseline[load], mine, metric, chance, needs)
             found.append({"metric": metric, **where, **gain, "caveat": caveat})
     return found
 
 
-def _gain(baseline, mine, metric, chance, needs="more repeats"):
+def gain_of(baseline, mine, metric, chance, needs="more repeats"):
     """How many times faster: the baseline's time over mine, so the roles of the ratio are swapped."""
     q, confidence, spread = TIMED[metric][2], chance.confidence, chance.spreads[metric]
-    times = [[_seconds(row) for row in rows] for rows in (mine, baseline)]
+    times = [[seconds(row, metric) for row in rows] for rows in (mine, baseline)]
     gain, low, high = statistics.ratio_of_quantiles_ci(*times, q, confidence)
     found = {"gain": gain, "low": low, "high": high, "within": [low, high], "starts": 1, "start_spread": None}
     if spread is not None and low is not None:
-        starts = [_start_logs(rows, q) for rows in (baseline, mine)]
+        starts = [_start_logs(rows, metric) for rows in (baseline, mine)]
         gain, start_low, start_high = statistics.gain_between_starts(*starts, spread, confidence)
         found |= {"gain": gain, "low": min(low, start_low, gain), "high": max(high, start_high, gain)}
         found |= {"starts": max(map(len, starts)), "start_spread": spread[0] ** 0.5}

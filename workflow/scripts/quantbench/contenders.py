@@ -35,6 +35,16 @@ def contender_identity(spec):
     return {name: value for name, value in spec.items() if name != "description"}
 
 
+def forced_layer(recipe, backend):
+    """contender_identity of a scheme's own layer with a backend's kernels forced, as they are in its engine; None without a
+    backend, and where nothing is quantized."""
+    if backend is None or recipe["format"] is None:
+        return None
+    # Layers alone are built as compressed-tensors has them, whatever the layout of the checkpoint: the kernels are the same.
+    found = {"format": recipe["format"], "layout": "compressed-tensors", "through": {"backend": backend}}
+    return found | {"computes": recipe["computes"]}
+
+
 def device_refusal(spec, gpu_entry):
     """Why a device cannot run a contender, in one sentence, or None.
 

@@ -245,7 +245,15 @@ def _keep(gpu, model, baseline, compared, metric, latency):
 
 
 def _level(speed):
-    return f"batch {speed['batch_size']}" if "batch_size" in speed else f"{speed['load']} {speed['level']:g}"
+    if "batch_size" in speed:
+        return f"batch {speed['batch_size']}"
+    return "all requests at once" if speed["level"] is None else f"{speed['load']} {speed['level']:g}"
+
+
+def _asked(speed):
+    if speed.get("workload"):
+        return f"requests of workload {speed['workload']}"
+    return f"{speed['input_tokens']} tokens in and {speed['output_tokens']} out"
 
 
 def _gain_words(speed, confidence):
@@ -270,7 +278,7 @@ def _size_clause(entry):
 
 def _sentence(gpu, model, chosen, baseline, speed):
     faster = f"{display.times(speed['gain'])} the {METRIC_WORDS[speed['metric']]} of {baseline['scheme']}"
-    at = f"at {_level(speed)}, {speed['input_tokens']} tokens in and {speed['output_tokens']} out"
+    at = f"at {_level(speed)}, {_asked(speed)}"
     interval = _gain_words(speed, chosen["confidence"])
     parts = [f"On {gpu}, serve {model} as {label(chosen)}: {faster} ({interval}) {at}"]
     return "; ".join([*parts, *_accuracy_clauses(chosen), *_size_clause(chosen)]) + "."

@@ -5,6 +5,7 @@ CUDA_VISIBLE_DEVICES, so the device of this process is looked up by its UUID. Im
 """
 
 import importlib
+import itertools
 import os
 import sys
 
@@ -52,11 +53,17 @@ def visible_device(environ=os.environ):
 
     An index counts as the driver counts only under CUDA_DEVICE_ORDER=PCI_BUS_ID, or where all devices are alike.
     """
+    return next(iter(visible_devices(1, environ)), None)
+
+
+def visible_devices(most, environ=os.environ):
+    """The first `most` devices that CUDA shows this process, as `visible_device`; fewer where it shows fewer."""
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return "0"
-    first = visible.split(",")[0].strip()
-    return None if first in ("", "-1") else first
+        return [str(index) for index in range(most)]
+    # CUDA stops at the first that is none.
+    shown = [name.strip() for name in visible.split(",")]
+    return list(itertools.takewhile(lambda name: name not in ("", "-1"), shown))[:most]
 
 
 def torch_uuid():

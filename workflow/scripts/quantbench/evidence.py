@@ -19,7 +19,7 @@ STATES = {
     "missing": "not measured yet",
 }
 # Tables whose rows are points of the study; the others describe runs and devices.
-STAGES = ("kernels", "latency", "throughput", "serving", "accuracy", "perplexity", "fidelity", "gemm")
+STAGES = ("kernels", "latency", "throughput", "serving", "search", "accuracy", "perplexity", "fidelity", "gemm")
 # What provenance.py puts behind the commit of a checkout with changed files.
 CHANGED = "+changed"
 # More runs than this start folded: they are for looking things up.

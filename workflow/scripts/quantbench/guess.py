@@ -4,10 +4,12 @@ Guesses are for asking a cluster for time and memory, and for the plan. estimate
 their proportions matter then (how a batch of 64 compares with one of 8), no longer their constants. Pure; SI units.
 """
 
+import math
 from dataclasses import dataclass
 
 from quantbench.errors import UserError
 from quantbench.roofline import floor_s, gemm_bytes, gemm_flops, layer_shapes, weight_bytes
+from quantbench.serving_points import mean_lengths, probe_parameters
 
 # Where a sheet has no number: a CPU with two channels of DDR4-2666 (42.6e9) at half of that, and its vector units.
 CPU_BANDWIDTH_BYTES_PER_S, CPU_FLOPS_PER_S = 20e9, 100e9
@@ -130,10 +132,13 @@ def point_s(identity, device, size):
         moved, flops = gemm_bytes(m, n, k, identity.get("format")), gemm_flops(m, n, k)
         return GEMM_POINT_S + GEMM_WAYS * passes(params["repeats"]) * _attained(device, moved, flops)
     if stage in ("latency", "throughput"):
-        once = batch_s(device, size, params["batch_size"], params["input_tokens"], params["output_tokens"])
+        once = batch_s(device, size, params["batch_size"], *mean_lengths(params))
         return passes(params["repeats"]) * once
     if stage == "serving":
         return _serving_s(params, device, size)
+    if stage == "search":
+        middle = math.sqrt(params["least_rate_per_s"] * params["most_rate_per_s"])
+        return params["probes"] * _serving_s(probe_parameters(params, middle), device, size)
     if stage == "accuracy":
         return _accuracy_s(params, device, size, identity["engine_args"])
     if stage in ("perplexity", "reference", "fidelity"):
@@ -206,19 +211,21 @@ def _serving_s(params, device, size):
     # Here, since it imports numpy: who plans a study without load need not wait for that.
     from quantbench.load import WAKING_S, warm_up_requests
 
-    context = params["input_tokens"] + params["output_tokens"] / 2
+    input_tokens, output_tokens = mean_lengths(params)
     if params["load"] == "concurrency":
         at_once = min(params["concurrency"], params["requests"])
+    elif params["load"] == "all_at_once":
+        at_once = params["requests"]
     else:
-        alone_s = batch_s(device, size, 1, params["input_tokens"], params["output_tokens"])
+        alone_s = batch_s(device, size, 1, input_tokens, output_tokens)
         at_once = min(max(params["rate_per_s"] * alone_s, 1), params["requests"])
     # Each step makes a token of each running request; a prompt is computed between two steps.
-    request_s = params["output_tokens"] * step_s(device, size, at_once, context)
-    request_s += at_once * prefill_s(device, size, params["input_tokens"])
+    request_s = output_tokens * step_s(device, size, at_once, input_tokens + output_tokens / 2)
+    request_s += at_once * prefill_s(device, size, input_tokens)
     requests = params["requests"] + warm_up_requests(params)
-    busy_s = requests / at_once * request_s
+    busy_s = max(requests / at_once * request_s, params.get("least_duration_s", 0))
     scheduled_s = params["requests"] / params["rate_per_s"] if params["load"] == "rate" else 0.0
-    return max(busy_s, scheduled_s + request_s) + WAKING_S
+    return max(busy_s, scheduled_s + request_s) + params.get("ramp_s", 0) + WAKING_S
 
 
 def _attained(device, moved_bytes, flops):

@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 
 from quantbench import scratch
+from quantbench.dummy import is_dummy
+from quantbench.engine_args import forced_backend
 from quantbench.errors import UserError
 from quantbench.keys import canonical_json
 from quantbench.model_fit import left_alone
@@ -17,6 +19,7 @@ from quantbench.quantize.calibration import parts
 from quantbench.schemes import compressed_tensors_config
 from quantbench.store import Store
 from quantbench.tasks import asked_tasks, is_file, slug
+from quantbench.workloads import workload_files
 
 
 def build_jobs(manifest, store, only=None):
@@ -128,9 +131,16 @@ def job_options(argv, description):
     return options
 
 
+def stored_as(entry):
+    """(kind, key) of the store's folder that a variant is loaded from: a quantized checkpoint, or the model itself."""
+    if is_dummy(entry):
+        return "models", entry["identity"]["model"]
+    return "checkpoints" if entry["quantized"] else "models", entry["key"]
+
+
 def checkpoint_folder(entry, store):
-    """Where a variant's weights lie: a quantized checkpoint, or the model itself."""
-    return store.folder("checkpoints" if entry["quantized"] else "models", entry["key"])
+    """Where a variant's weights lie, or what made-up ones are made from."""
+    return store.folder(*stored_as(entry))
 
 
 def text(job):
@@ -139,14 +149,21 @@ def text(job):
 
 
 def _new_job(manifest, store, gpu, model, scheme, entry):
-    job = {"gpu": gpu, "model": model, "scheme": scheme, "gpu_entry": manifest["gpus"].get(gpu), "groups": []}
+    # A price is the report's: another one is no other job.
+    entry_of = manifest["gpus"].get(gpu)
+    device = entry_of and {name: value for name, value in entry_of.items() if name != "price_usd_per_hour"}
+    job = {"gpu": gpu, "model": model, "scheme": scheme, "gpu_entry": device, "groups": []}
     if entry:
         job["checkpoint_path"] = str(checkpoint_folder(entry, store))
         recipe = manifest["schemes"][scheme]
         job["expects"] = {name: recipe[name] for name in ("computes", "ignore")}
         job["expects"]["left"] = left_alone(recipe, manifest["models"][model]["config"])
+        if backend := forced_backend(manifest["study"]["engine"], recipe):
+            job["expects"]["linear_backend"] = backend
         files = {slug(task): task for task in asked_tasks(manifest["study"]) if is_file(task)}
         job |= {"task_files": files} if files else {}
+        texts = workload_files(manifest.get("workloads", {}))
+        job |= {"workload_files": texts} if texts else {}
     return job
 
 

@@ -2,6 +2,8 @@
 
 import re
 
+from quantbench.engine_args import is_of_backend
+
 # The last is of a start whose kernels were emulated (engine/emulation.py): the scheme's numbers, and never its times.
 VERDICTS = ("as_promised", "computes_other", "unquantized", "emulated")
 FLOATS = ("bf16", "fp16", "fp32")
@@ -57,10 +59,13 @@ def promised_of(scheme, entry, dtype, left):
 def refusal(expects, kernels, dtype):
     """Why a variant must not be measured as its scheme, or None: one that silently ran unquantized is not the scheme.
 
-    expects  {"computes", "ignore"} of the scheme, and how many layers of a kind it leaves alone: {"left": {kind: count}}
+    expects  {"computes", "ignore"} of the scheme, how many layers of a kind it leaves alone: {"left": {kind: count}}, and
+             the "linear_backend" that its kernels are forced to, if any
     kernels  what the engine reported (see engine/kernels.py)
     dtype    the engine's dtype: bfloat16 or float16
     """
+    if expects.get("linear_backend") and (other := _other_backend(expects["linear_backend"], kernels)):
+        return other
     own = OWN_FLOAT[dtype]
     if expects["computes"] in FLOATS:
         return None
@@ -73,6 +78,15 @@ def refusal(expects, kernels, dtype):
         return None
     ran = ", ".join(sorted({entry["kernel"] for entry in kernels if entry["layer_kind"] in wrong}))
     return f"silently ran unquantized: {', '.join(wrong)} took {ran} instead of computing {expects['computes']}"
+
+
+def _other_backend(backend, kernels):
+    """Why a forced backend was not obeyed, or None: where it has no kernel for a layer vLLM only warns, and takes another."""
+    other = [entry for entry in kernels if entry["quantized"] and not is_of_backend(entry["kernel"], backend)]
+    if not other:
+        return None
+    kinds, ran = (sorted({entry[name] for entry in other}) for name in ("layer_kind", "kernel"))
+    return f"the kernels of {backend} were asked for, but {', '.join(kinds)} took {', '.join(ran)}: vLLM has none of them here"
 
 
 def known_failure(load, expects, dtype):

@@ -1,7 +1,7 @@
 """From a study to its manifest: every artefact and every point with its identity and key, before anything runs."""
 
-from quantbench import calibrations, emulated, sensitivity
-from quantbench.contenders import contender_identity, device_refusal
+from quantbench import calibrations, dummy, emulated, engine_args, sensitivity, sweeps, workloads
+from quantbench.contenders import contender_identity, device_refusal, forced_layer
 from quantbench.environments import engine_versions, pins, scoring_versions, toolkit_versions
 from quantbench.errors import UserError
 from quantbench.keys import key
@@ -9,6 +9,7 @@ from quantbench.layers import layer_points
 from quantbench.points import PROTOCOL
 from quantbench.roofline import layer_shapes
 from quantbench.schemes import recipe_identity
+from quantbench.serving_points import search_parameters, serving_parameters
 from quantbench.shapes import shapes_of
 from quantbench.study import ROOT
 from quantbench.support import support
@@ -47,13 +48,17 @@ def build_manifest(study):
                 points += besides
                 continue
             found = _variant_points(study, gpu, variant, device, versions)
-            if study.config["baseline"] in refused and study.config.get("fidelity"):
+            if study.config["baseline"] in refused and study.config.get("fidelity") and not dummy.is_dummy(variant):
                 found = [point for point in found if point["stage"] != "fidelity"]
                 reason = f"the baseline cannot run here: {refused[study.config['baseline']]}"
                 skips.append({"stage": "fidelity", **label, "reason": reason})
-            points += found + besides
-            if study.config["noise_floor"] and variant["scheme"] == study.config["baseline"]:
-                points += _variant_points(study, gpu, variant, device, versions, start=2)
+            again = study.config["noise_floor"] and variant["scheme"] == study.config["baseline"]
+            found += besides
+            found += _variant_points(study, gpu, variant, device, versions, start=2) if again else []
+            if dummy.is_dummy(variant):
+                found, left = dummy.without_quality(found, _stages(study), label)
+                skips += left
+            points += found
         kernel_points, kernel_skips = _gemm_points(study, gpu, refused, no_engine, device, versions)
         points += kernel_points
         skips += kernel_skips
@@ -63,15 +68,21 @@ def build_manifest(study):
     return {
         # Without the title: a new one costs a new report, not new tables.
         "study": {name: value for name, value in study.config.items() if name != "title"},
-        "models": {n: {"key": m["key"], "source": m["source"], "config": m["config"]} for n, m in study.models.items()},
+        "models": {n: _described(model) for n, model in study.models.items()},
         "schemes": study.schemes,
         "gpus": study.gpus,
         "contenders": study.contenders,
+        "workloads": study.workloads,
         "checkpoints": checkpoints,
         "layers": [p for entry in checkpoints for p in layer_points(study.config, entry, dataset_keys(study))],
         "points": points,
         "skips": skips,
     }
+
+
+def _described(model):
+    named = ("key", "source", "config", *(["weights"] if dummy.is_dummy(model) else []))
+    return {name: model[name] for name in named}
 
 
 def unstaged_message(study):
@@ -99,6 +110,10 @@ def quantize_environment(study):
 def checkpoint(study, model, scheme):
     """The manifest's entry of a variant; a scheme that nothing is quantized for serves weights as they were staged."""
     recipe = study.schemes[scheme]
+    if dummy.is_dummy(study.models[model]):
+        identity = dummy.checkpoint_identity(study.models[model]["key"], recipe)
+        found = {"model": model, "scheme": scheme, "quantized": False, "weights": dummy.WEIGHTS}
+        return {**found, "key": key(identity), "identity": identity}
     entry = {"model": model, "scheme": scheme, "quantized": recipe["toolkit"] == "llmcompressor"}
     if not entry["quantized"]:
         staged = study.prequantized.get((model, scheme), study.models[model])
@@ -156,9 +171,9 @@ def dataset_keys(study):
 
 def engine_arguments(study, model, scheme):
     """vLLM's engine arguments of a variant: the study's, the scheme's, and what makes measurements comparable."""
-    arguments = {name: value for name, value in study.config["engine"].items() if value is not None}
-    # The same prompt twice would measure the cache.
-    arguments |= {"enable_prefix_caching": False, "seed": 0, **study.schemes[scheme]["engine_args"]}
+    arguments = engine_args.engine_arguments(study.config["engine"], study.schemes[scheme])
+    if dummy.is_dummy(study.models[model]):
+        arguments |= dummy.engine_arguments(study.schemes[scheme])
     if study.models[model]["trust_remote_code"]:
         arguments["trust_remote_code"] = True
     return arguments
@@ -176,7 +191,7 @@ def device_refuses(study, scheme, gpu_entry):
     recipe = study.schemes[scheme]
     if gpu_entry["environment"].endswith("-cpu"):
         return None
-    dtype = study.config["engine"]["dtype"]
+    dtype = engine_args.dtype_of(study.config["engine"], recipe)
     found = support(recipe["format"], recipe["engine_args"], recipe["computes"], gpu_entry, dtype)
     return found.reason if found.level == "unsupported" else None
 
@@ -186,6 +201,7 @@ def _stages(study):
     return [
         "load",
         *(stage for stage in MEASURED if study.config.get(stage)),
+        *(["search"] if study.config.get("serving", {}).get("search") else []),
     ]
 
 
@@ -201,7 +217,10 @@ def _support_point(study, gpu, scheme, device, versions):
     recipe, entry = study.schemes[scheme], study.gpus[gpu]
     versions = _scheme_versions(study, gpu, scheme, versions)
     parameters = {"format": recipe["format"], "engine_args": recipe["engine_args"]}
-    parameters |= {"dtype": study.config["engine"]["dtype"], "capability": entry["compute_capability"]}
+    dtype = engine_args.dtype_of(study.config["engine"], recipe)
+    parameters |= {"dtype": dtype, "capability": entry["compute_capability"]}
+    if backend := engine_args.forced_backend(study.config["engine"], recipe):
+        parameters["engine_args"] = parameters["engine_args"] | {"linear_backend": backend}
     return _point("support", gpu, None, scheme, device, versions, parameters)
 
 
@@ -270,9 +289,10 @@ def _variant_points(study, gpu, variant, device, versions, start=1, emulate=Fals
 
     found = points("load", [{}])
     for stage in ("latency", "throughput"):
-        sweep = config.get(stage, {"batch_sizes": [], "lengths": []})
-        grid = [{"batch_size": b, **length} for length in sweep["lengths"] for b in sweep["batch_sizes"]]
-        found += points(stage, [{**parameters, "repeats": config["repeats"]} for parameters in grid])
+        for each in sweeps.points(config.get(stage), study.workloads):
+            label = workloads.label_of(each, study.workloads)
+            named = {"workload": label} if label else {}
+            found += points(stage, [{**each, "repeats": config["repeats"]}], **named)
     for stage in ("accuracy", "perplexity"):
         for entry, name in zip(config.get(stage, []), data_names(study, stage), strict=True):
             found += points(stage, [data_parameters(study, entry)], scoring, dataset_name=name)
@@ -285,11 +305,13 @@ def _variant_points(study, gpu, variant, device, versions, start=1, emulate=Fals
             parameters = {"top_k": entry["top_k"], "reference": reference["key"]}
             found += points("fidelity", [parameters], dataset_name=name)
     if "serving" in config:
-        serving = config["serving"]
-        loads = [{"load": "rate", "rate_per_s": rate} for rate in serving.get("request_rates", [])]
-        loads += [{"load": "concurrency", "concurrency": n} for n in serving.get("concurrencies", [])]
-        rest = {"requests": serving["requests"], "seed": serving["seed"]}
-        found += points("serving", [{**load, **length, **rest} for length in serving["lengths"] for load in loads])
+        named = {name: study.workloads[name] for name in config["serving"]["workloads"]}
+        asked = {"serving": serving_parameters(config["serving"], named)}
+        asked["search"] = search_parameters(config["serving"], named, PROTOCOL["serving"])
+        for stage, parameters in asked.items():
+            for each in parameters:
+                label = workloads.label_of(each.get("send", each), named)
+                found += points(stage, [each], **({"workload": label} if label else {}))
     return found
 
 
@@ -313,7 +335,7 @@ def _gemm_points(study, gpu, refused, no_engine, device, versions):
     if not asked:
         return [], []
     points, skips = [], []
-    dtype, devices = study.config["engine"]["dtype"], asked["tensor_parallel_size"]
+    engine, devices = study.config["engine"], asked["tensor_parallel_size"]
     owners = {name: layer_shapes(model["config"], devices) for name, model in study.models.items()}
     owners |= {name: shapes_of(entry, devices) for name, entry in study.shapes.items()}
 
@@ -340,7 +362,9 @@ def _gemm_points(study, gpu, refused, no_engine, device, versions):
             for shape in shapes:
                 # Schemes leave the output head in 16 bits: its product is the baseline's.
                 quantized = shape["layer"] not in recipe["ignore"]
-                add(owner, shape, recipe["format"] if quantized else None, None, dtype, scheme=scheme)
+                forced = forced_layer(recipe, engine_args.forced_backend(engine, recipe)) if quantized else None
+                dtype = engine_args.dtype_of(engine, recipe)
+                add(owner, shape, recipe["format"] if quantized else None, forced, dtype, scheme=scheme)
     for name, spec in study.contenders.items():
         reason = no_engine or device_refusal(spec, study.gpus[gpu])
         if reason:
@@ -350,7 +374,7 @@ def _gemm_points(study, gpu, refused, no_engine, device, versions):
         for owner, shapes in owners.items():
             for shape in shapes:
                 if shape["layer"] != "lm_head" or spec["format"] is None:
-                    add(owner, shape, spec["format"], contender_identity(spec), spec["dtype"] or dtype, name=name)
+                    add(owner, shape, spec["format"], contender_identity(spec), spec["dtype"] or engine["dtype"], name=name)
     return points, skips
 
 

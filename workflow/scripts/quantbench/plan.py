@@ -2,6 +2,7 @@
 
 from quantbench.estimate import estimate_study, store_lacks
 from quantbench.layers import lacking_layers
+from quantbench.memory import fit_lines
 from quantbench.paired import smallest_difference_line
 from quantbench.points import CHECKPOINT_JOBS, DEVICE_JOBS, JOB_OF_STAGE, LOGIN_JOBS, start_label
 
@@ -43,7 +44,7 @@ def plan_text(manifest, store, asked=None):
     for skip in manifest["skips"]:
         lines.append(f"  skipped: {skip['stage']} of {_who(skip)} on {skip['gpu']}: {skip['reason']}")
     times = device_lines(estimate_study(manifest, store, lacking), asked)
-    return "\n".join([*lines, *_reach_lines(manifest), "", *(times or ["nothing to measure"])])
+    return "\n".join([*lines, *_reach_lines(manifest), *fit_lines(manifest), "", *(times or ["nothing to measure"])])
 
 
 def _reach_lines(manifest):

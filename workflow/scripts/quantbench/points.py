@@ -17,7 +17,9 @@ PROTOCOL = {
     "latency": 2,
     "throughput": 2,
     # 2: a new server is warmed up for longer
-    "serving": 2,
+    # 3: the times between tokens are kept, requests go out to the tenth of a millisecond, and a client that lags is told
+    "serving": 3,
+    "search": 1,
     # 2: each answer's text, length and end are kept
     "accuracy": 2,
     "perplexity": 1,
@@ -40,6 +42,7 @@ JOB_OF_STAGE = {
     "fidelity": "measure_engine",
     "serving": "measure_serving",
     "sensitivity": "measure_sensitivity",
+    "search": "measure_serving",
 }
 # Jobs of a whole device; the others are of a variant on a device.
 DEVICE_JOBS = ("probe_gpu", "ask_support", "measure_gemm")

@@ -17,14 +17,18 @@ from markupsafe import Markup
 from quantbench import (
     charts,
     evidence,
+    sections_cost,
+    sections_energy,
     sections_expected,
     sections_hardware,
     sections_kernels,
+    sections_memory,
     sections_model,
-    sections_published,
     sections_price,
+    sections_published,
     sections_quality,
     sections_sensitivity,
+    sections_serving,
     sections_speed,
 )
 from quantbench.first_screen import first_screen
@@ -58,7 +62,10 @@ def render(manifest, tables, published=PUBLISHED, datasheets=DATASHEETS):
     sections = [
         sections_speed.latency(context),
         sections_speed.throughput(context),
-        sections_speed.serving(context),
+        sections_serving.serving(context),
+        *([sections_serving.search(context)] if context.study.get("serving", {}).get("search") else []),
+        *([drawn] if (drawn := sections_energy.energy(context)) else []),
+        *([paid] if (paid := sections_cost.costs(context)) else []),
         sections_quality.accuracy(context),
         sections_quality.perplexity(context),
         *([sections_quality.fidelity(context)] if context.study.get("fidelity") else []),
@@ -66,6 +73,7 @@ def render(manifest, tables, published=PUBLISHED, datasheets=DATASHEETS):
         *([expected] if (expected := sections_expected.expectations(context)) else []),
         *([price] if (price := sections_price.price(context)) else []),
         *([sections_sensitivity.sensitivity(context)] if context.study.get("sensitivity") else []),
+        sections_memory.memory(context),
         sections_kernels.kernels(context),
     ]
     page = {

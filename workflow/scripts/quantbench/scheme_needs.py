@@ -114,6 +114,8 @@ def needs_words(scheme):
 
 def native_on(scheme):
     """Compute capabilities on which vLLM computes what the scheme promises: "8.9 up", "7.5 to below 10.0"; None: no rule."""
+    if scheme["engine_args"].get("linear_backend"):
+        return None
     family = rule_family(scheme["format"], scheme["engine_args"].get("quantization"))
     if family == "float":
         return f"{LEAST_BFLOAT16} up"

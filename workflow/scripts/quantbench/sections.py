@@ -9,8 +9,10 @@ A section is {"id", "title", "intro", "missing", "notices", "legend", "groups"};
 import polars as pl
 
 from quantbench import charts, decision, display, verdict
+from quantbench.dummy import QUALITY, is_dummy
 
 NOT_ASKED = "The study's config has no section “{stage}”."
+DUMMY = "Not measured: dummy weights."
 NOTHING_OK = "Asked for, but no point was measured: see what is missing, and why, below."
 
 
@@ -55,6 +57,7 @@ class Context:
         missing = None
         if not groups:
             missing = NOTHING_OK if self.study.get(asked) else NOT_ASKED.format(stage=asked)
+            missing = DUMMY if asked in QUALITY and all(map(is_dummy, self.study["models"])) else missing
         present = {row[0].removesuffix(display.EMULATED) for group in groups for row in group["numbers"]["rows"]}
         return {
             "id": stage,
@@ -81,10 +84,15 @@ class Context:
         if frame is None:
             return []
         # Request rates, which is how users come, before fixed concurrency.
-        orders = {"gpu": self.study["gpus"], "model": self.models, "load": ["rate", "concurrency"]}
+        loads = ["rate", "concurrency", "all_at_once"]
+        orders = {"gpu": self.study["gpus"], "model": self.models, "load": loads}
 
         def place(group):
-            return [orders[k].index(v) if v in orders.get(k, ()) else v for k, v in zip(keys, group[0], strict=True)]
+            # What does not apply comes last: fixed lengths before a workload's.
+            return [
+                (v is None, orders[k].index(v) if v in orders.get(k, ()) else v or 0)
+                for k, v in zip(keys, group[0], strict=True)
+            ]
 
         return sorted(parts(frame, keys), key=place)
 

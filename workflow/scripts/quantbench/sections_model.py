@@ -7,7 +7,7 @@ Both are pure; what follows them chooses and words.
 
 import polars as pl
 
-from quantbench import display
+from quantbench import display, sweeps
 from quantbench import kernel_analysis as analysis
 from quantbench.errors import UserError
 from quantbench.gpus import load_gpus, source_of
@@ -313,7 +313,9 @@ def _groups(context, cells, models):
         gpu: measured.get(gpu) or sheet["memory_bandwidth_bytes_per_s"]
         for gpu, sheet in context.manifest["gpus"].items()
     }
-    kv_bytes = {name: _kv_bytes(recipe["engine_args"]) for name, recipe in context.manifest["schemes"].items()}
+    settings = {name: value for name, value in context.study["engine"].items() if value is not None}
+    recipes = context.manifest["schemes"].items()
+    kv_bytes = {name: _kv_bytes(settings | recipe["engine_args"]) for name, recipe in recipes}
     rows = decode_rows(latency, cells, models, bandwidths, context.baseline, kv_bytes, context.confidence)
     found = {}
     for row in rows:
@@ -505,12 +507,11 @@ def _projections(context, cells, models, datasheets):
 
 def _loads(study):
     """(batch sizes that the study runs, cached tokens of its first length); (None, 0) where it runs no batches."""
-    sweeps = [study[stage] for stage in ("latency", "throughput") if study.get(stage)]
-    if not sweeps:
+    asked = [study[stage] for stage in ("latency", "throughput") if study.get(stage)]
+    fixed = [point for sweep in asked for point in sweeps.points({**sweep, "workloads": []})]
+    if not fixed:
         return None, 0
-    first = sweeps[0]["lengths"][0]
-    batches = sorted({size for sweep in sweeps for size in sweep["batch_sizes"]})
-    return batches, first["input_tokens"] + first["output_tokens"] / 2
+    return sorted({point["batch_size"] for point in fixed}), fixed[0]["input_tokens"] + fixed[0]["output_tokens"] / 2
 
 
 def _projection(found, target, tokens, kv_share):

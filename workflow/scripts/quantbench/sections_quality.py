@@ -1,6 +1,7 @@
 """The report's sections on quality and size: accuracy, perplexity, fidelity, checkpoints."""
 
 from quantbench import charts, display
+from quantbench.dummy import is_dummy
 from quantbench.sections import panel, point
 from quantbench.verdict import BETTER, EQUAL, UNCLEAR, WORSE
 
@@ -8,6 +9,10 @@ TINY = (
     "“{names}” is a small synthetic model, trained by this workflow on made-up arithmetic, with outlier channels "
     "planted in its weights. Its accuracy shows that a loss is seen where there is one, not how much a real model "
     "would lose; its speed is that of a toy."
+)
+DUMMY = (
+    "“{names}” has dummy weights: random numbers in the layers that its config.json describes. Its speed is that of the "
+    "architecture; what it answers means nothing, and accuracy is not measured."
 )
 TINY_SHORT = (
     "The tiny model is synthetic, with planted outlier channels: its losses show that the method sees them, not what a "
@@ -19,6 +24,12 @@ def tiny_notice(manifest):
     """What has to be said beside every accuracy of the synthetic model; None when the study has real models only."""
     names = [model["name"] for model in manifest["study"]["models"] if model["source"] == "tiny"]
     return TINY.format(names="”, “".join(names)) if names else None
+
+
+def dummy_notice(manifest):
+    """What has to be said of models with dummy weights; None when the study has none."""
+    names = [model["name"] for model in manifest["study"]["models"] if is_dummy(model)]
+    return DUMMY.format(names="”, “".join(names)) if names else None
 
 
 def notices(context):
@@ -266,7 +277,8 @@ def size(context):
     intro = "Safetensors on disk. Bits per weight count scales, zero points and the layers left unquantized."
     section = context.section("size", "Checkpoint size", intro, groups)
     # No config section asks for sizes: they come with every checkpoint.
-    return section if groups else {**section, "missing": "No checkpoint was made."}
+    none = "No checkpoint: dummy weights." if all(map(is_dummy, context.study["models"])) else "No checkpoint was made."
+    return section if groups else {**section, "missing": none}
 
 
 def _size_group(context, mine):

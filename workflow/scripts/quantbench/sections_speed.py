@@ -1,20 +1,25 @@
-"""The report's sections on speed: latency, throughput and serving. Kernels have their own, sections_kernels.py."""
+"""The report's sections on latency and throughput. Serving and kernels have their own."""
 
 from quantbench import charts, display
-from quantbench.comparison import P99_REQUESTS
+from quantbench.crossover import CROSSES, NONE, UNDECIDED, crossovers
 from quantbench.sections import panel, parts, point, rescaled
-from quantbench.statistics import median_ci, quantile_ci
+from quantbench.statistics import median_ci
 
-SERVING_TIMES = (
-    ("Time to first token, median", "first_token_s", 0.5),
-    ("Time to first token, p99", "first_token_s", 0.99),
-    ("Whole answer, median", "finished_s", 0.5),
-    ("Whole answer, p99", "finished_s", 0.99),
+# The two phases of a batch: the comparison's metric, the table's column, and what they are called.
+PHASES = (
+    ("prefill", "ttft_s", "Prefill, until every sequence has its first token"),
+    ("decode", "tpot_s", "Decode, each further token"),
 )
-SERVING_LOADS = {
-    "rate": ("rate_per_s", "requests per second", "At {x:g} requests per second"),
-    "concurrency": ("concurrency", "requests at once", "With {x:g} requests at once"),
-}
+# More crossovers than these are in the table alone.
+CROSSINGS_SAID = 3
+PHASES_NOTE = (
+    "Medians with their intervals. Prompts that do not fit one step of the engine are computed in several; sequences whose "
+    "prompt is done then generate already, which counts as prefill."
+)
+CROSSOVER_NOTE = (
+    "Where the faster of two schemes changes, interpolated between measured batch sizes, with a bootstrap interval. A batch "
+    "size at which the interval of their ratio holds 1 is not decided, and nothing is said beyond the measured range."
+)
 
 
 def latency(context):
@@ -34,65 +39,180 @@ def throughput(context):
 
 
 def _batches(context, stage):
-    groups, keys = [], ["gpu", "model", "input_tokens", "output_tokens"]
-    for (gpu, model, inputs, outputs), frame in context.grouped(stage, keys):
-        times = {place: part["elapsed_s"].to_list() for place, part in parts(frame, ["scheme", "batch_size"])}
-        shown = display.seconds if stage == "latency" else lambda value: display.rate(value, "tokens/s")
-        made, gains = [], []
-        compared = _gains(context, gpu, model, stage, inputs, outputs)
-        for (scheme, batch), values in times.items():
-            estimate = median_ci(values, context.confidence)
-            if stage == "throughput":
-                estimate = _rate(batch * outputs, estimate)
-            made.append(point(scheme, batch, estimate, shown))
-            if (scheme, batch) in compared:
-                gains.append(point(scheme, batch, compared[scheme, batch], display.factor))
-        kicker = f"{gpu} · {model} · {inputs} tokens in, {outputs} out"
-        groups.append(
-            {
-                "kicker": kicker,
-                **_batch_group(context, stage, gpu, model, context.in_order(made), context.in_order(gains)),
-            }
+    groups, metrics = [], [stage, *([name for name, *_ in PHASES] if stage == "latency" else [])]
+    crossings = {metric: crossovers(context.tables, metric, context.confidence) for metric in metrics}
+    keys = ["gpu", "model", "input_tokens", "output_tokens", *(["workload"] if stage == "throughput" else [])]
+    for place, frame in context.grouped(stage, keys):
+        where = dict(zip(keys, place, strict=True))
+        crossed = {
+            metric: [pair for pair in found if where.items() <= pair.items()] for metric, found in crossings.items()
+        }
+        workload = where.get("workload")
+        load = (
+            f"workload {workload}" if workload else f"{where['input_tokens']} tokens in, {where['output_tokens']} out"
         )
+        kicker = f"{where['gpu']} · {where['model']} · {load}"
+        group = _latency_group if stage == "latency" else _throughput_group
+        groups.append({"kicker": kicker, **group(context, where, frame, crossed)})
     return groups
 
 
-def _gains(context, gpu, model, metric, inputs, outputs, load=None):
-    """{(scheme, batch size or load level): (gain, low, high)}: the summary's, so that page and first screen agree."""
-    entries = [entry for entry in context.summary if (entry["gpu"], entry["model"]) == (gpu, model)]
-    return {
-        (entry["scheme"], speed.get("batch_size", speed.get("level"))): (speed["gain"], speed["low"], speed["high"])
-        for entry in entries
-        for speed in (entry["speed"] if load else entry["batches"])
-        if (speed["metric"], speed["input_tokens"], speed["output_tokens"]) == (metric, inputs, outputs)
-        and speed.get("load") == load
+def _gains(context, metric, where):
+    """Chart rows of the gain over the baseline, batch by batch: the summary's, so that page and first screen agree."""
+    rows = [
+        point(entry["scheme"], speed["batch_size"], (speed["gain"], speed["low"], speed["high"]), display.factor)
+        for entry in context.summary
+        if (entry["gpu"], entry["model"]) == (where["gpu"], where["model"])
+        for speed in entry["batches"] + entry["phases"]
+        if speed["metric"] == metric
+        and all(speed[name] == where.get(name) for name in ("input_tokens", "output_tokens", "workload"))
+    ]
+    return context.in_order(rows)
+
+
+def _estimates(context, frame, column, shown, work=None):
+    """Chart rows of a column's median, batch by batch; of `work` over it where a column of that is named."""
+    rows = []
+    for (scheme, batch), part in parts(frame, ["scheme", "batch_size"]):
+        values = part[column].drop_nulls().to_list()
+        if values:
+            estimate = median_ci(values, context.confidence)
+            rows.append(point(scheme, batch, _rate(part[work][0], estimate) if work else estimate, shown))
+    return context.in_order(rows)
+
+
+def _latency_group(context, where, frame, crossed):
+    made, gains = _estimates(context, frame, "elapsed_s", display.seconds), _gains(context, "latency", where)
+    unit, size = display.time_unit(max(row["value"] for row in made))
+    least, title = min(row["x"] for row in made), "Time per batch"
+    at, how = (context, where["gpu"], where["model"]), "is {gain} as fast as {base}"
+    group = {
+        "heading": heading(*at, gains, least, f"At batch {least}", how),
+        "panels": [_panel(context, title, rescaled(made, size), f"{unit}, log scale", log=True, said=made)],
+        "notes": [],
+        "numbers": _numbers(context, title, made, gains),
     }
+    group["panels"] += _gain_panels(context, f"Gain over {context.baseline}", gains)
+    columns, cells = ["scheme", "batch size"], []
+    for metric, column, name in PHASES:
+        gains = _gains(context, metric, where)
+        group["panels"] += _gain_panels(context, f"{name}: gain over {context.baseline}", gains)
+        if gains:
+            group["notes"].append(f"{name}: {_lower(heading(*at, gains, least, f'At batch {least}', how))}.")
+        columns += [_lower(name), f"gain over {context.baseline}"]
+        cells += [_texts(_estimates(context, frame, column, display.seconds)), _texts(gains)]
+    places = dict.fromkeys(place for column in cells for place in column)
+    rows = [[*place, *(column.get(place, "") for column in cells)] for place in places]
+    apart = {"title": "Prefill and decode apart", "note": PHASES_NOTE, "columns": columns, "rows": rows}
+    return _with_crossings(group, crossed, [apart])
 
 
-def _batch_group(context, stage, gpu, model, made, gains):
-    batches = [row["x"] for row in made]
-    if stage == "latency":
-        (unit, size), title = display.time_unit(max(row["value"] for row in made)), "Time per batch"
-        batch, how = min(batches), "is {gain} as fast as {base}"
-    else:
-        (unit, size), title = ("tokens/s", 1), "Tokens per second"
-        batch, how = max(batches), "has {gain} the throughput of {base}"
-    heading = _heading(context, gpu, model, gains, batch, f"At batch {batch}", how)
-    chart = charts.lines(
-        rescaled(made, size), context.look, x_title="batch size", y_title=f"{unit}, log scale", log=True
+def _throughput_group(context, where, frame, crossed):
+    def shown(value):
+        return display.rate(value, "tokens/s")
+
+    made, gains = (
+        _estimates(context, frame, "elapsed_s", shown, "total_output_tokens"),
+        _gains(context, "throughput", where),
     )
-    panels = [panel(title, chart, made, "batch")]
-    gain_title = f"Gain over {context.baseline}"
-    if gains:
-        chart = charts.lines(gains, context.look, x_title="batch size", y_title=f"× {context.baseline}", reference=1)
-        panels.append(panel(gain_title, chart, gains, "batch"))
-    ratios = {(row["scheme"], row["x"]): row["text"] for row in gains}
-    table = [[row["scheme"], row["x"], row["text"], ratios.get((row["scheme"], row["x"]), "")] for row in made]
-    numbers = {"columns": ["scheme", "batch size", title.lower(), gain_title.lower()], "rows": table}
-    return {"heading": heading, "panels": panels, "notes": [], "numbers": numbers}
+    most, title = max(row["x"] for row in made), "Tokens per second"
+    how = "has {gain} the throughput of {base}"
+    group = {
+        "heading": heading(context, where["gpu"], where["model"], gains, most, f"At batch {most}", how),
+        "panels": [_panel(context, title, made, "tokens/s, log scale", log=True)],
+        "notes": [],
+        "numbers": _numbers(context, title, made, gains),
+    }
+    group["panels"] += _gain_panels(context, f"Gain over {context.baseline}", gains)
+    return _with_crossings(group, crossed, [])
 
 
-def _heading(context, gpu, model, gains, x, where, how):
+def _panel(context, title, rows, y_title, said=None, **options):
+    chart = charts.lines(rows, context.look, x_title="batch size", y_title=y_title, **options)
+    return panel(title, chart, said or rows, "batch")
+
+
+def _gain_panels(context, title, gains):
+    return [_panel(context, title, gains, f"× {context.baseline}", reference=1)] if gains else []
+
+
+def _numbers(context, title, made, gains):
+    ratios = _texts(gains)
+    rows = [[*place, text, ratios.get(place, "")] for place, text in _texts(made).items()]
+    return {"columns": ["scheme", "batch size", _lower(title), f"gain over {context.baseline}"], "rows": rows}
+
+
+def _texts(rows):
+    """{(scheme, batch size): text} of chart rows."""
+    return {(row["scheme"], row["x"]): row["text"] for row in rows}
+
+
+def _lower(text):
+    return f"{text[0].lower()}{text[1:]}"
+
+
+# --- crossovers -------------------------------------------------------------------------------------------------------
+
+
+def _with_crossings(group, crossed, more):
+    """The group with a table of its pairs' crossovers, and a sentence on those of the first metric, if there are pairs."""
+    first = next(iter(crossed.values()))
+    if first:
+        group["notes"] += _crossing_notes(first)
+        rows = [row for metric, pairs in crossed.items() for row in _crossing_rows(metric, pairs)]
+        columns = ["pair", "of", "faster at small batches", "crossover, batch size", "faster at large batches"]
+        more = [*more, {"title": "Crossover batch sizes", "note": CROSSOVER_NOTE, "columns": columns, "rows": rows}]
+    return group | {"more": more}
+
+
+def _crossing_notes(pairs):
+    crossing = [(pair, one) for pair in pairs if pair["kind"] == CROSSES for one in pair["crossings"]]
+    batches = [batch for pair in pairs for batch in pair["batch_sizes"]]
+    if not crossing:
+        undecided = sum(pair["kind"] == UNDECIDED for pair in pairs)
+        open_ = f"; of {undecided} of {len(pairs)} pairs the intervals do not tell" if undecided else ""
+        return [f"No two schemes are seen to cross between batch {min(batches)} and {max(batches)}{open_}."]
+    said = [
+        f"{one['faster_below']} is faster than {one['faster_above']} up to batch {_batch(one)}, slower beyond"
+        for _, one in crossing[:CROSSINGS_SAID]
+    ]
+    left = len(crossing) - len(said)
+    return [f"{'; '.join(said)}{f'; {left} more crossovers are in the table' if left else ''}."]
+
+
+def _crossing_rows(metric, pairs):
+    rows = []
+    for pair in sorted(pairs, key=lambda pair: (CROSSES, UNDECIDED, NONE).index(pair["kind"])):
+        names, batches = " / ".join(pair["schemes"]), pair["batch_sizes"]
+        for one in pair.get("crossings", []):
+            rows.append([names, metric, one["faster_below"], _batch(one), one["faster_above"]])
+        if pair["kind"] == NONE:
+            rows.append(
+                [names, metric, pair["faster"], f"none in the range, {min(batches)} to {max(batches)}", pair["faster"]]
+            )
+        if pair["kind"] == UNDECIDED:
+            where = f"not decided at {display.listed(map(str, pair['open']))}"
+            rows.append(
+                [
+                    names,
+                    metric,
+                    display.MISSING,
+                    f"{where}; elsewhere {pair['faster']}" if pair["faster"] else where,
+                    display.MISSING,
+                ]
+            )
+    return rows
+
+
+def _batch(crossing):
+    """6.2 [4.1, 9.0]"""
+    return display.with_interval(
+        (crossing["batch"], crossing["low"], crossing["high"]),
+        lambda value: f"{value:.2g}" if value < 10 else f"{value:.0f}",
+    )
+
+
+def heading(context, gpu, model, gains, x, where, how):
     """What a comparison at one x says: the best gain whose interval leaves 1 behind, or that there is none.
 
     Where the best one loses accuracy it says so, and which is the best of those that do not.
@@ -117,59 +237,3 @@ def _rate(work, estimate):
     """Work over time. The median and the ends of an interval turn around with it."""
     value, low, high = estimate
     return work / value, None if high is None else work / high, None if low is None else work / low
-
-
-def serving(context):
-    intro = (
-        "A server under load. Times count from the moment a request was due, so waiting before the server counts. "
-        "{ci} % intervals as bars; lower is better."
-    )
-    groups, keys = [], ["gpu", "model", "input_tokens_asked", "output_tokens_asked", "load"]
-    for (gpu, model, inputs, outputs, load), frame in context.grouped("serving", keys):
-        kicker = f"{gpu} · {model} · {inputs} tokens in, {outputs} out · by {SERVING_LOADS[load][1]}"
-        groups.append({"kicker": kicker, **_load_group(context, gpu, model, load, inputs, outputs, frame)})
-    return context.section("serving", "Serving", intro, groups)
-
-
-def _load_group(context, gpu, model, load, inputs, outputs, frame):
-    column, x_title, where = SERVING_LOADS[load]
-    samples = {
-        (scheme, x, name): (part[name] - part["scheduled_s"]).drop_nulls().to_list()
-        for (scheme, x), part in parts(frame, ["scheme", column])
-        for name in ("first_token_s", "finished_s")
-    }
-    panels, texts = [], {}
-    for title, name, q in SERVING_TIMES:
-        rows = [
-            point(scheme, x, quantile_ci(values, q, context.confidence), display.seconds)
-            for (scheme, x, which), values in samples.items()
-            if which == name and values
-        ]
-        rows = context.in_order(rows)
-        if not rows:
-            continue
-        unit, size = display.time_unit(max(row["value"] for row in rows))
-        chart = charts.lines(
-            rescaled(rows, size), context.look, x_title=x_title, y_title=f"{unit}, log scale", log=True
-        )
-        panels.append(panel(title, chart, rows, x_title))
-        for row in rows:
-            texts.setdefault((row["scheme"], row["x"]), {})[title] = row["text"]
-    most = max(x for _, x, _ in samples)
-    gains = [
-        point(scheme, x, gain, display.factor)
-        for (scheme, x), gain in _gains(context, gpu, model, "e2e_p50", inputs, outputs, load).items()
-        if x == most
-    ]
-    how = "gives the median answer {gain} as fast as {base}"
-    heading = _heading(context, gpu, model, gains, most, where.format(x=most), how)
-    fewest = min(len(values) for values in samples.values())
-    caveat = f"The p99 of {fewest} requests is little more than the slowest one, and has no interval: that takes {P99_REQUESTS}."
-    titles = [shown["title"] for shown in panels]
-    table = [[s, f"{x:g}", *(cells.get(title, "") for title in titles)] for (s, x), cells in texts.items()]
-    return {
-        "heading": heading,
-        "panels": panels,
-        "notes": [caveat] if fewest < P99_REQUESTS else [],
-        "numbers": {"columns": ["scheme", x_title, *(title.lower() for title in titles)], "rows": table},
-    }

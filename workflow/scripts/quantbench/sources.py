@@ -18,6 +18,8 @@ RESOURCES = Path(__file__).parents[3] / "resources" / "tiny"
 PINS = Path("config/pins.json")
 # What a model's folder contributes. Pickled weights and Python files are left behind: safetensors only, no remote code.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "tiktoken.model", "merges.txt", "vocab.txt")
+# All that is taken of a model whose weights are made up.
+DUMMY_FILES = ("config.json",)
 # The same weights a second time, in the layout of Mistral's own tools.
 MISTRAL_WEIGHTS = "consolidated*.safetensors"
 HUB_SOURCE = re.compile(r"hf://(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -65,21 +67,24 @@ def pin_name(artefact, source):
     return f"{artefact} {source.text}"
 
 
-def model_patterns(code=False):
-    """Patterns of a model's files; with `code`, the Python that a model with trust_remote_code brings along."""
-    return [*MODEL_FILES, "*.py"] if code else list(MODEL_FILES)
+def model_patterns(code=False, dummy=False):
+    """Patterns of a model's files; with `code`, the Python that a model with trust_remote_code brings along; with `dummy`
+    weights, config.json alone."""
+    files = DUMMY_FILES if dummy else MODEL_FILES
+    return [*files, "*.py"] if code else list(files)
 
 
-def model_files(folder, code=False):
-    """Sorted files of a local model. Raises UserError when it is no model, or has no safetensors."""
+def model_files(folder, code=False, dummy=False):
+    """Sorted files of a local model. Raises UserError when it is no model, or has no safetensors and needs them."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"model source {str(folder)!r}: there is no config.json in it, or no such folder")
-    found = {path for pattern in model_patterns(code) for path in folder.glob(pattern)}
+    found = {path for pattern in model_patterns(code, dummy) for path in folder.glob(pattern)}
     found -= {folder / "quantbench.json", *folder.glob(MISTRAL_WEIGHTS)}
-    if not any(path.suffix == ".safetensors" for path in found):
+    if not dummy and not any(path.suffix == ".safetensors" for path in found):
         raise UserError(
-            f"model source {str(folder)!r}: no *.safetensors; other weight files are not loaded, convert them first"
+            f"model source {str(folder)!r}: no *.safetensors; other weight files are not loaded, convert them first (the "
+            "speed alone can be measured without: weights: dummy)"
         )
     return sorted(found)
 
@@ -95,11 +100,12 @@ def dataset_files(path):
     return files
 
 
-def model_identity(source, pins, digest=file_sha256, code=False):
-    """Identity of a model, or None for a hub source that staging has yet to resolve; `code` as in model_patterns."""
+def model_identity(source, pins, digest=file_sha256, code=False, dummy=False):
+    """Identity of a model, or None for a hub source that staging has yet to resolve; flags as in model_patterns."""
     extra = {"code": True} if code else {}
+    extra |= {"weights": "dummy"} if dummy else {}
     if source.path is not None:
-        files = {path.name: digest(path) for path in model_files(source.path, code)}
+        files = {path.name: digest(path) for path in model_files(source.path, code, dummy)}
         return {"artefact": "model", "files": files, **extra}
     identity = _hub_identity("model", source, pins)
     return identity and {**identity, **extra}

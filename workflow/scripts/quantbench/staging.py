@@ -14,6 +14,7 @@ from pathlib import Path
 
 from quantbench import sources
 from quantbench.console import say
+from quantbench.dummy import is_dummy, write_tokenizer
 from quantbench.errors import UserError
 from quantbench.keys import file_sha256, key
 from quantbench.store import write_atomically
@@ -36,6 +37,8 @@ def stage(job, store, pins=sources.PINS):
                 _download(job, identity["commit"], folder)
             else:
                 _copy(job, identity, folder)
+            if is_dummy(job):
+                write_tokenizer(folder)
             # What a copy on a node is held to; of a local source they are the identity.
             if job["hub"] and kind == "model":
                 record["files"] = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
@@ -73,12 +76,13 @@ def count_rows(path, job):
 
 def _copy(job, identity, folder):
     """Copies, not links: a source folder edited later must not change what a key stands for."""
-    path, is_dataset, code = Path(job["path"]), job["kind"] == "dataset", identity.get("code", False)
-    for file in sources.dataset_files(path).values() if is_dataset else sources.model_files(path, code):
+    path, is_dataset = Path(job["path"]), job["kind"] == "dataset"
+    flags = {"code": identity.get("code", False), "dummy": is_dummy(identity)}
+    for file in sources.dataset_files(path).values() if is_dataset else sources.model_files(path, **flags):
         name = "test.jsonl" if path.is_file() else file.name
         shutil.copyfile(file, folder / name)
     copy = sources.Source(job["source"], path=folder)
-    again = sources.dataset_identity(copy, None, {}) if is_dataset else sources.model_identity(copy, {}, code=code)
+    again = sources.dataset_identity(copy, None, {}) if is_dataset else sources.model_identity(copy, {}, **flags)
     if again != identity:
         raise UserError(f"{path} changed while it was being copied; run the same command again")
 
@@ -98,7 +102,8 @@ def _resolve(job, pins_path):
             write_atomically(pins_path, json.dumps(pins, indent=1, sort_keys=True) + "\n")
     if job["kind"] == "dataset":
         return sources.dataset_identity(source, job["subset"], pins)
-    return sources.model_identity(source, pins, code=job.get("trust_remote_code", False))
+    code, dummy = job.get("trust_remote_code", False), is_dummy(job)
+    return sources.model_identity(source, pins, code=code, dummy=dummy)
 
 
 def hub_commit(job, revision):
@@ -112,12 +117,12 @@ def _download(job, commit, folder):
     if job["kind"] == "model":
         from huggingface_hub import snapshot_download
 
-        code = job.get("trust_remote_code", False)
+        code, dummy = job.get("trust_remote_code", False), is_dummy(job)
         # Patterns match across slashes, and what lies deeper is the same weights in other formats.
-        wanted = {"allow_patterns": sources.model_patterns(code), "ignore_patterns": ["*/*", sources.MISTRAL_WEIGHTS]}
+        wanted = {"allow_patterns": sources.model_patterns(code, dummy), "ignore_patterns": ["*/*", sources.MISTRAL_WEIGHTS]}
         cached = asked_hub(job, lambda: snapshot_download(job["hub"], revision=commit, **wanted))
         try:
-            files = sources.model_files(cached, code)
+            files = sources.model_files(cached, code, dummy)
         except UserError as error:
             raise UserError(str(error).replace(repr(cached), repr(job["source"]))) from None
         for file in files:

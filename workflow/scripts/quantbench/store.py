@@ -83,8 +83,10 @@ class Store:
     def _claim_path(self, point_key):
         return self.root / "claims" / point_key
 
-    def write_point(self, identity, *, status, rows, run_id, reason=None, measured_s=None):
+    def write_point(self, identity, *, status, rows, run_id, reason=None, measured_s=None, energy=None):
         """Keep one measured point. `rows` are dicts without keys; build_tables adds gpu, model, scheme and run_id.
+
+        energy: an EnergyMeter's record of the time that the rows took, where there was a meter
 
         Of two processes that measured one point at the same time the first to end wins: what a table or a report was
         made from does not change.
@@ -97,6 +99,7 @@ class Store:
             raise ValueError(f"a point that is {status} needs a reason")
         record = {"identity": identity, "status": status, "reason": reason, "rows": rows, "run_id": run_id}
         record["measured_s"] = measured_s
+        record |= {"energy": energy} if energy else {}
         text = canonical_json(record)
         if not self.has_point(key(identity)):
             write_atomically(self.point_path(key(identity)), text)

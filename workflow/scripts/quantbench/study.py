@@ -8,9 +8,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quantbench import calibrations, sources, study_quality, study_sensitivity
+from quantbench import calibrations, sources, study_quality, study_sensitivity, study_serving, sweeps
 from quantbench.cluster import load_cluster
 from quantbench.contenders import load_contenders
+from quantbench.dummy import is_dummy, vocabulary_size
+from quantbench.engine_args import setting_faults
 from quantbench.errors import UserError
 from quantbench.expectations import load_expectations
 from quantbench.gpus import load_gpus
@@ -25,6 +27,8 @@ from quantbench.validation import check, nearest, with_defaults
 
 ROOT = Path(__file__).parents[3]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.json"
+# Sections with prompt and output lengths.
+LENGTHS_OF = ("latency", "throughput", "serving")
 
 
 @dataclass
@@ -42,6 +46,8 @@ class Study:
     # {(model, scheme): checkpoint that others quantized}, entries as those of models
     prequantized: dict = field(default_factory=dict)
     datasets: dict = field(default_factory=dict)
+    # {name: what goes into the identity} of the workloads that are asked for
+    workloads: dict = field(default_factory=dict)
     # {name: entry} of lm-eval's tasks that name their data themselves
     tasks: dict = field(default_factory=dict)
 
@@ -84,11 +90,17 @@ def load_study(config, root=ROOT):
         folder = root / "config" / "expectations"
         resolved["expectations"] = load_expectations(resolved["expectations"], folder, resolved["schemes"])
     calibrations.fill_splits(resolved)
+    for stage in LENGTHS_OF:
+        if "lengths" in resolved.get(stage, {}):
+            resolved[stage]["lengths"] = sweeps.listed(resolved[stage]["lengths"])
+    if "kernels" in resolved and resolved["kernels"]["tensor_parallel_size"] is None:
+        resolved["kernels"]["tensor_parallel_size"] = resolved["engine"]["tensor_parallel_size"]
     faults = _reference_faults(study) or _source_faults(study) or _length_faults(study)
     if faults:
         raise UserError("\n".join(["the study's config is not valid:", *[f"  - {fault}" for fault in faults]]))
     study.schemes = {name: study.schemes[name] for name in resolved["schemes"]}
-    study.gpus = {name: study.gpus[name] for name in resolved["gpus"]}
+    prices = {name: {"price_usd_per_hour": price} for name, price in resolved["prices_usd_per_hour"].items()}
+    study.gpus = {name: study.gpus[name] | prices.get(name, {}) for name in resolved["gpus"]}
     asked = resolved.get("kernels", {"shapes": [], "contenders": []})
     study.shapes = {name: study.shapes[name] for name in asked["shapes"]}
     if asked["contenders"] != "all":
@@ -117,13 +129,18 @@ def _reference_faults(study):
         faults.append(
             f"baseline: {config['baseline']!r} is not among the study's schemes{nearest(config['baseline'], config['schemes'])}"
         )
+    faults += [
+        f"prices_usd_per_hour: {n!r} is not among the study's gpus{nearest(n, config['gpus'])}"
+        for n in config["prices_usd_per_hour"]
+        if n not in config["gpus"]
+    ]
     names = [entry["name"] for entry in config.get("datasets", [])]
     faults += study_quality.reference_faults(config) + study_quality.dataset_faults(config, names)
     faults += calibrations.reference_faults(config, names, study.schemes)
     faults += study_sensitivity.reference_faults(config, study.schemes)
     faults += _prequantized_faults(study)
     calibrated = [n for n in config["schemes"] if study.schemes.get(n, {}).get("calibrated")]
-    if calibrated and "calibration" not in config:
+    if calibrated and "calibration" not in config and not all(map(is_dummy, config["models"])):
         faults.append(f"calibration: section is missing; {', '.join(calibrated)} cannot be quantized without it")
     if config["repeats"]["least"] > config["repeats"]["most"]:
         faults.append(
@@ -131,6 +148,8 @@ def _reference_faults(study):
         )
     for stage, values in _sweeps(config):
         faults += _twice(stage, values)
+    for stage in ("latency", "throughput"):
+        faults += sweeps.faults(stage, config[stage]) if stage in config else []
     return faults
 
 
@@ -141,6 +160,9 @@ def _prequantized_faults(study):
     for i, model in enumerate(study.config["models"]):
         named = [entry["scheme"] for entry in model.get("prequantized", [])]
         place = f"models[{i}].prequantized"
+        if is_dummy(model):
+            faults += [f"{place}: a model with weights: dummy takes no checkpoint, leave it out"] if named else []
+            continue
         faults += _twice(place, named)
         for name in named:
             if name not in asked:
@@ -159,9 +181,9 @@ def _prequantized_faults(study):
 def _sweeps(config):
     for stage, names in (
         ("kernels", ["tokens", "products"]),
-        ("latency", ["batch_sizes", "lengths"]),
-        ("throughput", ["batch_sizes", "lengths"]),
-        ("serving", ["request_rates", "concurrencies", "lengths"]),
+        ("latency", ["batch_sizes"]),
+        ("throughput", ["batch_sizes", "workloads"]),
+        ("serving", ["request_rates", "concurrencies", "burstiness", "lengths", "workloads"]),
     ):
         for name in names:
             yield f"{stage}.{name}", config.get(stage, {}).get(name, [])
@@ -180,10 +202,12 @@ def _source_faults(study):
     for i, entry in enumerate(study.config["models"]):
         try:
             source = sources.parse(entry["source"], "model")
-            identity = sources.model_identity(source, pins, digest, entry["trust_remote_code"])
+            identity = sources.model_identity(source, pins, digest, entry["trust_remote_code"], is_dummy(entry))
             config = (
                 _staged_json(study, "models", identity, "config.json") if source.path is None else _local_config(source)
             )
+            if is_dummy(entry) and config:
+                vocabulary_size(config)
             study.models[entry["name"]] = {
                 **entry,
                 "identity": identity,
@@ -220,6 +244,7 @@ def _source_faults(study):
             faults.append(f"datasets[{i}].source: {error}")
     if faults:
         return faults
+    study.workloads = study_serving.workload_identities(study.config, digest)
     study.tasks = study_quality.task_entries(study, pins)
     return _split_faults(study) + study_quality.task_faults(study)
 
@@ -284,12 +309,10 @@ def _split_faults(study):
 def _length_faults(study):
     """Prompts and outputs beyond a model's context, batches beyond max_num_seqs, groups that do not divide a layer."""
     faults, engine = [], study.config["engine"]
-    for stage in ("latency", "throughput"):
-        for batch_size in study.config.get(stage, {}).get("batch_sizes", []):
-            if batch_size > engine["max_num_seqs"]:
-                faults.append(
-                    f"{stage}.batch_sizes: {batch_size} is more than engine.max_num_seqs, {engine['max_num_seqs']}"
-                )
+    # Prompts beyond them would wait for others: throughput's do by their nature, a batch's latency would be of two.
+    for batch_size in sorted({point["batch_size"] for point in sweeps.points(study.config.get("latency"))}):
+        if batch_size > engine["max_num_seqs"]:
+            faults.append(f"latency.batch_sizes: {batch_size} is more than engine.max_num_seqs, {engine['max_num_seqs']}")
     for name, model in study.models.items():
         if model["config"] is None:
             continue
@@ -299,16 +322,20 @@ def _length_faults(study):
             faults.append(
                 f"engine.max_model_len: {engine['max_model_len']} is more than the context of model {name!r}, {own}"
             )
-        for stage in ("latency", "throughput", "serving"):
+        for stage in LENGTHS_OF:
             for i, length in enumerate(study.config.get(stage, {}).get("lengths", [])):
                 total = length["input_tokens"] + length["output_tokens"]
                 if context and total > context:
                     faults.append(
                         f"{stage}.lengths[{i}]: input_tokens + output_tokens is {total}, but model {name!r} has a context of {context}"
                     )
-        faults += study_quality.model_faults(study, name, model, context)
-        faults += calibrations.model_faults(study.config, name, model)
-        faults += study_sensitivity.model_faults(study.config, study.schemes, name, model["config"])
+        schemes = {scheme: study.schemes[scheme] for scheme in study.config["schemes"]}
+        faults += setting_faults(engine, schemes, name, model["config"], context)
+        if not is_dummy(model):
+            faults += study_quality.model_faults(study, name, model, context)
+            faults += calibrations.model_faults(study.config, name, model)
+            faults += study_sensitivity.model_faults(study.config, study.schemes, name, model["config"])
+        faults += study_serving.model_faults(study.config, name, context)
         for scheme in study.config["schemes"]:
             try:
                 check_scheme_fits(study.schemes[scheme], model["config"])

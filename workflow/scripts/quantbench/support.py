@@ -173,13 +173,13 @@ def support(format, engine_args, computes, gpu_entry, dtype=None):
     """What the rules say of a scheme on a device: Support.
 
     format       {"weights", "input_activations"} as in config/schemes, or None
-    engine_args  the scheme's own engine arguments: `quantization` counts, and `dtype` where that argument is None
+    engine_args  the scheme's own engine arguments: `quantization`, `linear_backend` and `dtype` count
     computes     what the scheme promises
     gpu_entry    the device's entry in config/gpus.yaml
-    dtype        "bfloat16", ...: the engine's own type; None leaves it out
+    dtype        "bfloat16", ...: the engine's type where the scheme has none of its own; None leaves it out
     """
     quantization = (engine_args or {}).get("quantization")
-    dtype = dtype or (engine_args or {}).get("dtype")
+    dtype = (engine_args or {}).get("dtype") or dtype
     family = rule_family(format, quantization)
     if gpu_entry["environment"].endswith("-cpu"):
         reason = "what a CPU runs hangs on its instruction set: the engine is asked"
@@ -197,6 +197,8 @@ def support(format, engine_args, computes, gpu_entry, dtype=None):
         found = FLOAT_OF_DTYPE.get(dtype, computes)
         reason = None if found == computes else f"the engine's dtype is {dtype}, so it computes {found}, not {computes}"
         return Support("emulated" if reason else "native", "UnquantizedLinearMethod", found, reason)
+    if (engine_args or {}).get("linear_backend"):
+        return Support("unknown", None, None, "its kernels are forced: the engine's chooser is asked")
     if quantization in EXPERTS_ONLY:
         return Support("unknown", None, None, f"vLLM gives {quantization} to expert layers only: dense ones stay as is")
     if family not in RULES:
@@ -275,18 +277,19 @@ def support_rows(manifest, asked, kernels):
     kernels   rows of table `kernels`
     """
     records = {(point["gpu"], point["scheme"]): record for point, record in asked}
-    dtype = manifest["study"].get("engine", {}).get("dtype")
+    settings = manifest["study"].get("engine", {})
+    dtype = settings.get("dtype")
     rows = []
     # In the order of the study: a manifest's own keys are sorted.
     names = {part: manifest["study"].get(part) or list(manifest[part]) for part in ("gpus", "schemes")}
     for gpu in names["gpus"]:
         for name in names["schemes"]:
             gpu_entry, scheme = manifest["gpus"][gpu], manifest["schemes"][name]
-            rule = support(scheme["format"], scheme["engine_args"], scheme["computes"], gpu_entry, dtype)
+            arguments = {"linear_backend": settings.get("linear_backend")} | scheme["engine_args"]
+            rule = support(scheme["format"], arguments, scheme["computes"], gpu_entry, dtype)
             record = records.get((gpu, name))
-            engine = engine_answer(
-                scheme, [row for row in kernels if (row["gpu"], row["scheme"]) == (gpu, name)], dtype
-            )
+            ran = [row for row in kernels if (row["gpu"], row["scheme"]) == (gpu, name)]
+            engine = engine_answer(scheme, ran, arguments.get("dtype") or dtype)
             row = {"gpu": gpu, "scheme": name, "run_id": record and record.get("run_id")}
             rows.append(row | combine(scheme["computes"], rule, chooser_answer(record), engine))
     return rows

@@ -39,8 +39,14 @@ REPEAT = {"repeat": Column("int", None, "repeats of one point count from 0")}
 ELAPSED = {"elapsed_s": Column("float", "s", "from handing the whole batch to the engine until its last token")}
 LOAD = {
     "batch_size": Column("int", "sequences", "sequences handed to the engine at once"),
-    "input_tokens": Column("int", "tokens", "prompt length of each sequence"),
-    "output_tokens": Column("int", "tokens", "tokens generated for each sequence"),
+    "input_tokens": Column("int", "tokens", "prompt length of each sequence; null for a workload"),
+    "output_tokens": Column("int", "tokens", "tokens generated for each sequence; null for a workload"),
+}
+ASKED = {
+    "burstiness": Column("float", None, "shape of the gamma distribution of the gaps; 1 is Poisson; null without a rate"),
+    "workload": Column("str", None, "requests of different lengths: their name; null where all ask for the same"),
+    "input_tokens_asked": Column("int", "tokens", "prompt length asked for; null for a workload"),
+    "output_tokens_asked": Column("int", "tokens", "output length asked for; null for a workload"),
 }
 DATASET = {"dataset": Column("str", None, "data set, as the study names it")}
 
@@ -158,6 +164,21 @@ SCHEMA = {
             "str", None, "as_promised, computes_other, unquantized, emulated; null for a kernel nobody has described"
         ),
     },
+    "memory": KEYS
+    | START
+    | {
+        "weight_bytes": Column("int", "B", "what the weights take on one device; where the engine does not say, on disk"),
+        "predicted_weight_bytes": Column("float", "B", "the same by the model's sizes and the scheme's format"),
+        "kv_cache_bytes": Column("int", "B", "cache of keys and values on one device"),
+        "kv_cache_tokens": Column("int", "tokens", "tokens that the cache has room for"),
+        "predicted_kv_cache_tokens": Column("int", "tokens", "the same by the device's data sheet, before anything ran"),
+        "longest_tokens": Column("int", "tokens", "longest sequence that the engine has to hold"),
+        "predicted_fits": Column("bool", None, "whether the longest sequence was expected to fit the cache"),
+        "graph_bytes": Column("int", "B", "CUDA graphs on one device; null on a CPU"),
+        "peak_bytes": Column("int", "B", "most held from the engine's start, on a CPU by the whole process"),
+        "device_bytes": Column("int", "B", "memory of the device; null on a CPU"),
+        "device_used_bytes": Column("int", "B", "of it taken once the engine is ready, by whomever"),
+    },
     "gemm": KEYS
     | {
         "contender": Column("str", None, "kernel timed beside the schemes, a name of config/kernels.yaml; else null"),
@@ -193,16 +214,29 @@ SCHEMA = {
     | LOAD
     | REPEAT
     | ELAPSED
-    | {"ttft_s": Column("float", "s", "time to the first token, the batch's last sequence")},
-    "throughput": KEYS | START | LOAD | REPEAT | ELAPSED,
+    | {
+        "ttft_s": Column("float", "s", "time to the first token, the batch's last sequence: the prompts (prefill)"),
+        "tpot_s": Column("float", "s", "time per output token after the first (decode); null where there is one only"),
+    },
+    "throughput": KEYS
+    | START
+    | LOAD
+    | {"workload": ASKED["workload"]}
+    | REPEAT
+    | ELAPSED
+    | {
+        "total_input_tokens": Column("int", "tokens", "of all prompts together"),
+        "total_output_tokens": Column("int", "tokens", "generated for all of them together"),
+    },
     "serving": KEYS
     | START
     | {
-        "load": Column("str", None, "rate (Poisson arrivals) or concurrency (that many requests under way)"),
-        "rate_per_s": Column("float", "1/s", "requests sent per second; null for load = concurrency"),
-        "concurrency": Column("int", "requests", "requests under way; null for load = rate"),
-        "input_tokens_asked": Column("int", "tokens", "prompt length asked for"),
-        "output_tokens_asked": Column("int", "tokens", "output length asked for"),
+        "load": Column("str", None, "rate (arrivals at random), concurrency (that many under way) or all_at_once"),
+        "rate_per_s": Column("float", "1/s", "requests sent per second; null for other loads"),
+        "concurrency": Column("int", "requests", "requests under way; null for other loads"),
+    }
+    | ASKED
+    | {
         "request": Column("int", None, "requests of one load count from 0, in the order of their schedule"),
         "scheduled_s": Column("float", "s", "when it was due, since the load began; latencies count from here"),
         "sent_s": Column("float", "s", "when it was sent, since the load began"),
@@ -210,7 +244,50 @@ SCHEMA = {
         "finished_s": Column("float", "s", "when its last token came, since the load began"),
         "input_tokens": Column("int", "tokens", "prompt tokens, counted by the server"),
         "output_tokens": Column("int", "tokens", "generated tokens, counted by the server"),
+        "token_gaps": Column(
+            "str", None, "times between its tokens, JSON {bin: count}; bin b begins at 1.01^b microseconds, 1 % wide"
+        ),
         "error": Column("str", None, "what went wrong with this request"),
+    },
+    "search": KEYS
+    | START
+    | ASKED
+    | {
+        "slo": Column("str", None, "what a request may take, in seconds, and the share that has to; a JSON object"),
+        "least_rate_per_s": Column("float", "1/s", "lowest rate of the search"),
+        "most_rate_per_s": Column("float", "1/s", "highest rate of the search"),
+        "probe": Column("int", None, "loads of one search count from 0, in the order in which they were sent"),
+        "rate_per_s": Column("float", "1/s", "requests sent per second"),
+        "probe_key": Column("str", None, "key of this load's point in the store, where its requests are"),
+        "probe_status": Column("str", None, "status of that point; one that is not ok did not meet the SLO"),
+        "probe_reason": Column("str", None, "why it is not ok"),
+        "requests": Column("int", None, "requests of the load"),
+        "within_share": Column("float", None, "share of the requests within the SLO"),
+        "within_low": Column("float", None, "lower end of its 95 % interval (Wilson)"),
+        "within_high": Column("float", None, "upper end of its 95 % interval (Wilson)"),
+        "met": Column("bool", None, "whether the load met the SLO"),
+        "goodput_per_s": Column("float", "1/s", "requests within the SLO per second of the load"),
+        "output_tokens_per_s": Column("float", "tokens/s", "tokens generated per second of the load"),
+    },
+    "energy": KEYS
+    | START
+    | {
+        "stage": Column("str", None, "latency, throughput or serving"),
+        "point_key": Column("str", None, "key of the point in the store"),
+        "batch_size": Column("int", "prompts", "of latency and throughput"),
+        "load": Column("str", None, "of serving: as in the table serving"),
+        "rate_per_s": Column("float", "1/s", "of serving by rate"),
+        "concurrency": Column("int", "requests", "of serving by concurrency"),
+        "input_tokens_asked": Column("int", "tokens", "prompt length; null of a workload"),
+        "output_tokens_asked": Column("int", "tokens", "output length; null of a workload"),
+        "workload": Column("str", None, "requests of different lengths: the study's name for them"),
+        "seconds": Column("float", "s", "length of the measured window"),
+        "joules": Column("float", "J", "energy that the devices drew in it"),
+        "mean_power_w": Column("float", "W", "that over its length"),
+        "largest_gap_s": Column("float", "s", "longest time between two readings"),
+        "valid": Column("bool", None, "whether no gap is longer than 3 s"),
+        "output_tokens": Column("int", "tokens", "generated in the window"),
+        "joules_per_token": Column("float", "J", "energy per generated token; null where the window is not valid"),
     },
     "accuracy": KEYS
     | START

@@ -5,21 +5,26 @@ import json
 import uuid
 from pathlib import Path
 
+from quantbench import memory
+from quantbench.dummy import is_dummy
+from quantbench.energy import energy_rows
+from quantbench.engine_args import dtype_of
 from quantbench.errors import UserError
+from quantbench.jobs import stored_as
 from quantbench.kernel_verdict import OWN_FLOAT, promised_of, verdict
 from quantbench.keys import canonical_json, key
 from quantbench.layers import lacking_layers, layer_rows
 from quantbench.model_fit import left_alone, linear_layers
+from quantbench.phases import tpot_s
 from quantbench.quantize.checkpoint import bits_per_weight, quantized_layers, tensors
 from quantbench.roofline import floor_s, gemm_bytes, gemm_flops, rate_dtype
+from quantbench.serving_points import SENT
+from quantbench.serving_points import columns as serving_columns
 from quantbench.store import Store
 from quantbench.support import support_rows
 from quantbench.table_schema import SCHEMA
 
 TABLE_OF_STAGE = {"probe": "gpus", "load": "kernels", "reference": "fidelity"}
-
-# Parameters of a point that are columns under another name.
-RENAMED = {"serving": {"input_tokens": "input_tokens_asked", "output_tokens": "output_tokens_asked"}}
 
 ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -43,7 +48,11 @@ def build_tables(manifest, store):
         if point["stage"] == "support":
             continue
         table = _table(point["stage"])
+        if point["stage"] == "load":
+            keys = _keys(point, record) | {"start": point.get("start", 1)}
+            rows["memory"] += memory.rows(manifest, keys, point, record)
         rows[table] += _point_rows(manifest, point, record, ceilings)
+        rows["energy"] += energy_rows(point, record, _keys(point, record))
         server = (record["run_id"], point["gpu"], point["model"], point["scheme"])
         if point["stage"] == "serving" and server not in servers:
             servers.add(server)
@@ -110,11 +119,7 @@ def _check_nothing_missing(manifest, store, points):
 def _is_there(manifest, store, entry, record):
     if "quantized" not in entry:
         return record is not None
-    return store.has_folder(_kind(entry), entry["key"]) or _unsupported_everywhere(manifest, entry) is not None
-
-
-def _kind(checkpoint):
-    return "checkpoints" if checkpoint["quantized"] else "models"
+    return store.has_folder(*stored_as(entry)) or _unsupported_everywhere(manifest, entry) is not None
 
 
 def _unsupported_everywhere(manifest, checkpoint):
@@ -154,6 +159,11 @@ def _point_rows(manifest, point, record, ceilings):
     if record["status"] != "ok":
         return [row]
     rows = [row | measured for measured in record["rows"]]
+    if stage == "latency":
+        rows = [one | {"tpot_s": tpot_s(one["elapsed_s"], one["ttft_s"], one["output_tokens"])} for one in rows]
+    if stage == "throughput" and "input_tokens" in row:
+        totals = {f"total_{name}": row["batch_size"] * row[name] for name in ("input_tokens", "output_tokens")}
+        rows = [one | totals for one in rows]
     if stage == "gemm":
         roofs = ceilings.get(point["gpu"], {}), manifest["gpus"][point["gpu"]]
         rows = [gemm | _gemm_floors(gemm, point["identity"], *roofs) for gemm in rows]
@@ -168,10 +178,13 @@ def _keys(point, record):
 def _parameters(point):
     """The point's parameters that its table has as columns."""
     stage = point["stage"]
-    renamed = RENAMED.get(stage, {})
-    found = {renamed.get(name, name): value for name, value in point["identity"]["params"].items()}
+    found = dict(point["identity"]["params"])
     found |= {"layer": point.get("layer"), "dataset": point.get("dataset_name"), "contender": point.get("contender")}
     found |= {"per": point.get("per")}
+    found["workload"] = point.get("workload")
+    if stage in ("serving", "search"):
+        # Tokens of the request that came and tokens asked for are two things.
+        found = {n: v for n, v in found.items() if n not in SENT} | serving_columns(stage, point["identity"]["params"])
     return {name: value for name, value in found.items() if name in SCHEMA[_table(stage)]}
 
 
@@ -194,7 +207,7 @@ def _probe_rows(datasheet, keys, record):
 
 
 def _kernel_rows(manifest, keys, kernels, scheme, stage):
-    rows, dtype = [], OWN_FLOAT[manifest["study"]["engine"]["dtype"]]
+    rows, dtype = [], OWN_FLOAT[dtype_of(manifest["study"]["engine"], manifest["schemes"][scheme])]
     left = left_alone(manifest["schemes"][scheme], manifest["models"][keys["model"]]["config"])
     for found in kernels:
         expected = promised_of(manifest["schemes"][scheme], found, dtype, left)
@@ -270,7 +283,7 @@ def _checkpoint_row(manifest, store, checkpoint):
     row["calibration"] = checkpoint.get("calibration")
     unsupported = _unsupported_everywhere(manifest, checkpoint)
     row |= {"status": "ok" if unsupported is None else "unsupported", "reason": unsupported}
-    if not store.has_folder(_kind(checkpoint), checkpoint["key"]):
+    if is_dummy(checkpoint) or not store.has_folder(*stored_as(checkpoint)):
         return row
     if checkpoint["quantized"]:
         record = store.read_folder("checkpoints", checkpoint["key"])

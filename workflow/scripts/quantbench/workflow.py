@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 from quantbench import cluster, jobs, sources
+from quantbench.dummy import is_dummy
 from quantbench.environments import check_brought, environment_folder, interpreter
 from quantbench.estimate import estimate_study
 from quantbench.keys import canonical_json, key
@@ -61,7 +62,8 @@ class Workflow:
     def environments(self):
         """Names of the environments the study needs."""
         names = {entry["environment"] for entry in self.study.gpus.values()}
-        if any(scheme["toolkit"] == "llmcompressor" for scheme in self.study.schemes.values()):
+        quantizes = any(scheme["toolkit"] == "llmcompressor" for scheme in self.study.schemes.values())
+        if quantizes and not all(map(is_dummy, self.study.models.values())):
             names.add(self.quantize_environment)
         return sorted(names)
 
@@ -93,12 +95,18 @@ class Workflow:
         brought = self.study.cluster["environments"].get(name)
         return interpreter(name, requirements(name), brought, [self.store.root], self.study.cluster["scratch"], scripts)
 
+    @property
+    def devices(self):
+        """How many devices one engine takes."""
+        return self.study.config["engine"]["tensor_parallel_size"]
+
     # --- the cluster ------------------------------------------------------------------------------------------------------
 
     def resources(self, name, attempt, estimated, **wildcards):
         """{Snakemake resource: value or None} that a job asks a cluster for; `estimated`: time and memory by estimate, too."""
         estimate = self.estimates.get((name, self._target(name, wildcards))) if estimated else None
-        return cluster.resources(self.study.cluster, name, wildcards.get("gpu"), estimate, attempt)
+        devices = self.devices if name in ("measure_engine", "measure_serving") else 1
+        return cluster.resources(self.study.cluster, name, wildcards.get("gpu"), estimate, attempt, devices)
 
     @functools.cached_property
     def estimates(self):
@@ -107,7 +115,11 @@ class Workflow:
 
     def misfits(self, attempts):
         """Sentences on the jobs that do not fit the site's limits."""
-        return cluster.misfits(self.study.cluster, self.estimates, attempts)
+        gpus = [gpu for gpu, entry in self.study.gpus.items() if not entry["environment"].endswith("-cpu")]
+        return [
+            *cluster.too_few_devices(self.study.cluster, gpus, self.devices),
+            *cluster.misfits(self.study.cluster, self.estimates, attempts),
+        ]
 
     def node_variables(self):
         """Environment variables of every job on a node (scratch.py), as words of a shell command."""
@@ -233,6 +245,7 @@ class Workflow:
                 "revision": source.revision,
                 "subset": entry.get("subset"),
                 "trust_remote_code": entry.get("trust_remote_code", False),
+                "weights": entry.get("weights"),
                 "identity": entry["identity"],
             }
 

@@ -57,19 +57,24 @@ class Chooser:
     def __exit__(self, *error):
         self._stack.close()
 
-    def ask(self, quantization_config=None, dtype="bfloat16", quantization=None, shape=SHAPE, torchao=None):
+    def ask(self, quantization_config=None, dtype="bfloat16", quantization=None, shape=SHAPE, torchao=None, backend=None):
         """What vLLM takes for a linear layer: {"kernel", "computes", "refusals", "reason"}.
 
         quantization_config  what a checkpoint of the format says (schemes.compressed_tensors_config), or None
         dtype                "bfloat16", ...: the engine's
         quantization         the engine argument of that name, for weights that vLLM quantizes while it loads them
         torchao              torchao's configuration as JSON text, where `quantization` is torchao
+        backend              the engine argument `linear_backend`: a family of kernels that is forced
         kernel, computes     as in engine/kernels.py; None where vLLM refuses
         refusals             {kernel class: why not} of those that vLLM would not take, and "next in line" for those it
                              would take without the ones before
         reason               vLLM's own sentence where it refuses, else None
         Raises ImportError where the chooser needs a package itself that is only pretended (Humming, for MXFP4).
         """
+        with _forced(backend):
+            return self._ask(quantization_config, dtype, quantization, shape, torchao)
+
+    def _ask(self, quantization_config, dtype, quantization, shape, torchao):
         try:
             layer = self._build(quantization_config, dtype, quantization, shape, torchao)
             found = describe_layer(layer)
@@ -211,6 +216,18 @@ def _model_of(dtype):
     finally:
         torch.set_default_dtype(before)
         config.model_config = model
+
+
+@contextlib.contextmanager
+def _forced(backend):
+    """vLLM's choice of kernels with a backend forced, or free for None."""
+    from vllm.config import get_current_vllm_config
+
+    if backend is None:
+        yield
+        return
+    with attribute(get_current_vllm_config().kernel_config, "linear_backend", backend):
+        yield
 
 
 @contextlib.contextmanager

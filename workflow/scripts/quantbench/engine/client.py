@@ -6,19 +6,25 @@ scheduled_s and sent_s, so the wait is counted and the client's own lag is in si
 
 import asyncio
 import importlib.util
+import itertools
 import sys
 import time
 from pathlib import Path
 
 import aiohttp
 
-from quantbench.load import WAKING, WAKING_S, WARM_UP, poisson_offsets, random_prompts, warm_up_requests
+from quantbench.arrivals import due_s
+from quantbench.energy import NO_METER
+from quantbench.load import WAKING, WAKING_S, WARM_UP, warm_up_requests
+from quantbench.token_gaps import histogram
 
 REQUEST_LIMIT_S = 1800
 # A server closes a connection that was idle for 5 s; to send on it at that moment would fail the request.
 KEEP_ALIVE_S = 2
 # How long a new server is given requests, so many at once, before anything is timed.
 WAKING_AT_ONCE = 4
+# Before a request is due, no longer left to the event loop.
+COARSE_S = 0.002
 
 
 def request_functions():
@@ -38,14 +44,17 @@ VLLM = request_functions()
 class Client:
     """An HTTP session with one server, for many loads. Use as `async with Client(...) as client`.
 
-    url        http://127.0.0.1:port
-    model      the name that the server serves it under
-    headers    sent with every request
-    token_ids  ids to make prompts of
+    url      http://127.0.0.1:port
+    model    the name that the server serves it under
+    headers  sent with every request
+    prompts  a lengths.Prompts: what is asked
+    meter    an EnergyMeter of the server's devices
+    energy   its record of the last load; None of one with a ramp, whose energy is not the measured requests' alone
     """
 
-    def __init__(self, url, model, headers, token_ids):
-        self.url, self.model, self.headers, self.token_ids = url, model, headers, token_ids
+    def __init__(self, url, model, headers, prompts, meter=NO_METER):
+        self.url, self.model, self.headers, self.prompts, self.meter = url, model, headers, prompts, meter
+        self.energy = None
 
     async def __aenter__(self):
         self.session = aiohttp.ClientSession(
@@ -63,52 +72,70 @@ class Client:
         fresh: the server has answered nothing yet, and is warmed up for longer.
 
         A row: request, scheduled_s, sent_s, first_token_s, finished_s (seconds since the load began; the last two are
-        None when it failed), input_tokens, output_tokens, error (None when all went well).
+        None when it failed), input_tokens, output_tokens, token_gaps (see token_gaps.py), error (None when all went well).
+        Of a ramp only requests that failed have rows; they count down from -1.
         """
-        lengths = params["input_tokens"], params["output_tokens"]
         if fresh:
-            await self._wake(lengths, params["seed"])
-        warm_up = random_prompts(self.token_ids, lengths[0], warm_up_requests(params), params["seed"], stream=WARM_UP)
-        await self._closed_loop(warm_up, lengths[1], params.get("concurrency") or len(warm_up))
-        prompts = random_prompts(self.token_ids, lengths[0], params["requests"], params["seed"])
-        if params["load"] == "rate":
-            offsets_s = poisson_offsets(params["rate_per_s"], params["requests"], params["seed"])
-            return await self._open_loop(prompts, lengths[1], offsets_s)
-        return await self._closed_loop(prompts, lengths[1], params["concurrency"])
+            await self._wake(params)
+        warm_up = self.prompts.take(params, warm_up_requests(params), stream=WARM_UP)
+        await self._closed_loop(warm_up, params.get("concurrency") or len(warm_up))
+        asked = self.prompts.take(params, params["requests"])
+        with NO_METER if params.get("ramp_s") else self.meter as window:
+            if params["load"] == "concurrency":
+                times = {name: params.get(name, 0) for name in ("ramp_s", "least_duration_s")}
+                rows = await self._closed_loop(asked, params["concurrency"], **times)
+            else:
+                rows = await self._open_loop(asked, due_s(params))
+        self.energy = window.record
+        return [row for row in rows if row["request"] >= 0 or row["error"]]
 
-    async def _wake(self, lengths, seed):
+    async def _wake(self, params):
         """Send requests that nobody times, for WAKING_S: new processes, server and client alike, get faster that long."""
         began, wave = time.perf_counter(), 0
         while wave == 0 or time.perf_counter() - began < WAKING_S:
-            prompts = random_prompts(self.token_ids, lengths[0], WAKING_AT_ONCE, seed + wave, stream=WAKING)
-            await self._closed_loop(prompts, lengths[1], WAKING_AT_ONCE)
+            again = params | {"seed": params["seed"] + wave}
+            await self._closed_loop(self.prompts.take(again, WAKING_AT_ONCE, stream=WAKING), WAKING_AT_ONCE)
             wave += 1
 
-    async def _open_loop(self, prompts, output_tokens, offsets_s):
-        """Each request goes at its time, whatever became of the ones before it."""
-        began = time.perf_counter()
+    async def _open_loop(self, asked, offsets_s):
+        """Each request goes at its time, whatever became of the ones before it. Those due before 0 are the ramp's."""
+        began = time.perf_counter() - min(offsets_s[0], 0)
+        ramp = len(offsets_s) - len(asked)
+        asked = [*(asked[place % len(asked)] for place in range(ramp)), *asked]
+        numbers = [*range(-1, -ramp - 1, -1), *range(len(asked) - ramp)]
         tasks = []
-        for number, (prompt, offset_s) in enumerate(zip(prompts, offsets_s, strict=True)):
-            await asyncio.sleep(began + offset_s - time.perf_counter())
-            tasks.append(asyncio.ensure_future(self._send(number, prompt, output_tokens, began, offset_s)))
+        for number, request, offset_s in zip(numbers, asked, offsets_s, strict=True):
+            await _until(began + offset_s)
+            tasks.append(asyncio.ensure_future(self._send(number, request, began, offset_s)))
         return await _all(tasks)
 
-    async def _closed_loop(self, prompts, output_tokens, concurrency):
-        """`concurrency` users, each of which sends the next request once its last one is answered."""
-        began = time.perf_counter()
-        waiting = iter(enumerate(prompts))
+    async def _closed_loop(self, asked, concurrency, ramp_s=0, least_duration_s=0):
+        """`concurrency` users, each of which sends the next request once its last one is answered.
 
-        async def user():
-            # A request is due the moment that its user is free.
-            return [
-                await self._send(number, prompt, output_tokens, began, time.perf_counter() - began)
-                for number, prompt in waiting
-            ]
+        They join one after another during ramp_s, and go on until all is sent and least_duration_s has passed: with the
+        same requests again, which a server without a prefix cache cannot know.
+        """
+        began = time.perf_counter() + ramp_s
+        numbers, before = itertools.count(), itertools.count(-1, -1)
 
-        rows = await _all([asyncio.ensure_future(user()) for _ in range(concurrency)])
+        async def user(place):
+            rows = []
+            await _until(began - ramp_s * (1 - place / concurrency))
+            while True:
+                # A request is due the moment that its user is free. What else is ready to run goes first: by that much
+                # this client lags.
+                scheduled_s = time.perf_counter() - began
+                await asyncio.sleep(0)
+                number = next(before if scheduled_s < 0 else numbers)
+                if number >= len(asked) and scheduled_s >= least_duration_s:
+                    return rows
+                rows.append(await self._send(number, asked[number % len(asked)], began, scheduled_s))
+
+        rows = await _all([asyncio.ensure_future(user(place)) for place in range(concurrency)])
         return sorted((row for part in rows for row in part), key=lambda row: row["request"])
 
-    async def _send(self, number, prompt, output_tokens, began, scheduled_s):
+    async def _send(self, number, request, began, scheduled_s):
+        prompt, output_tokens = request
         asked = VLLM.RequestFuncInput(
             prompt=prompt,
             api_url=f"{self.url}/v1/completions",
@@ -134,8 +161,16 @@ class Client:
             "finished_s": None if error else sent_s + answer.latency,
             "input_tokens": answer.prompt_len,
             "output_tokens": answer.output_tokens,
+            "token_gaps": None if error else histogram(answer.itl),
             "error": error,
         }
+
+
+async def _until(when):
+    """Sleep until time.perf_counter() is `when`. An event loop rounds up to milliseconds: the last ones are a thread's."""
+    await asyncio.sleep(when - time.perf_counter() - COARSE_S)
+    if (left_s := when - time.perf_counter()) > 0:
+        await asyncio.get_running_loop().run_in_executor(None, time.sleep, left_s)
 
 
 async def _all(tasks):

@@ -178,3 +178,9 @@ class KernelReporter:
     def report_kernels(self):
         runner = self.model_runner
         return report_kernels(runner.get_model() if hasattr(runner, "get_model") else runner.model)
+
+    def report_memory(self):
+        # Here, since it imports torch, which whoever describes a single layer need not have.
+        from quantbench.engine.memory import report_memory
+
+        return report_memory(self)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from quantbench.energy import NO_METER
+from quantbench.lengths import Asked
 from quantbench.load import WAKING_S, random_prompts, read_token_ids
 from quantbench.statistics import narrow_enough
 
@@ -20,9 +22,10 @@ class Session:
 
     start_s          seconds from the constructor's call to the engine's readiness, imports not counted
     kernels          what runs each linear layer (see engine/kernels.py)
+    meter            an EnergyMeter, whose record is that of the last batches
     """
 
-    def __init__(self, checkpoint, engine_args):
+    def __init__(self, checkpoint, engine_args, meter=NO_METER):
         from vllm import LLM
 
         started = time.perf_counter()
@@ -37,6 +40,7 @@ class Session:
         self.start_s = time.perf_counter() - started
         self.checkpoint = Path(checkpoint)
         self._worked_s = 0.0
+        self.meter = meter
         self.kernels = self.llm.collective_rpc("report_kernels")[0]
 
     def load_record(self):
@@ -48,24 +52,43 @@ class Session:
             # Repacked layers read as empty on a CPU: the files say what the weights take.
             "weight_bytes": sum(path.stat().st_size for path in self.checkpoint.glob("*.safetensors")),
             "kv_cache_tokens": blocks * cache.block_size if blocks else None,
+            # Of one device; those of a tensor-parallel group hold equal parts.
+            "memory": self.llm.collective_rpc("report_memory")[0],
             "kernels": self.kernels,
         }
 
     def latency(self, batch_size, input_tokens, output_tokens, repeats):
         """Rows of one batch, end to end: elapsed_s until its last token, ttft_s until every sequence has its first."""
-        return self._batches(batch_size, input_tokens, output_tokens, repeats, first_token=True)
+        prompts = random_prompts(read_token_ids(self.checkpoint), input_tokens, batch_size, seed=0)
+        requests = [Asked(prompt, output_tokens) for prompt in prompts]
+        return self._batches(requests, repeats, first_token=True)
 
-    def throughput(self, batch_size, input_tokens, output_tokens, repeats):
-        """Rows of `batch_size` prompts submitted at once: elapsed_s until all are done."""
-        return self._batches(batch_size, input_tokens, output_tokens, repeats, first_token=False)
+    def throughput(self, batch_size, repeats, prompts, **asked):
+        """Rows of `batch_size` prompts submitted at once: elapsed_s until all are done.
 
-    def _batches(self, batch_size, input_tokens, output_tokens, repeats, first_token):
+        prompts  a lengths.Prompts
+        asked    input_tokens and output_tokens, or workload and seed; then a row also has what all prompts have together,
+                 total_input_tokens and total_output_tokens
+        """
+        requests = prompts.take({"seed": 0, **asked}, batch_size)
+        rows = self._batches(requests, repeats, first_token=False)
+        if "workload" not in asked:
+            return rows
+        totals = {"total_input_tokens": sum(len(request.prompt) for request in requests)}
+        totals["total_output_tokens"] = sum(request.output_tokens for request in requests)
+        return [row | totals for row in rows]
+
+    def _batches(self, requests, repeats, first_token):
+        """Rows of a batch of lengths.Asked."""
         from vllm import SamplingParams
 
         # Greedy, never stopping early, never turned into text: exactly `output_tokens` decoding steps.
-        parameters = SamplingParams(max_tokens=output_tokens, temperature=0.0, ignore_eos=True, detokenize=False)
-        prompts = random_prompts(read_token_ids(self.checkpoint), input_tokens, batch_size, seed=0)
-        prompts = [{"prompt_token_ids": ids} for ids in prompts]
+        parameters = {
+            count: SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True, detokenize=False)
+            for count in {asked.output_tokens for asked in requests}
+        }
+        parameters = [parameters[asked.output_tokens] for asked in requests]
+        prompts = [{"prompt_token_ids": asked.prompt} for asked in requests]
 
         def once():
             started, started_at = time.perf_counter(), time.time()
@@ -82,8 +105,9 @@ class Session:
             self._worked_s += once()["elapsed_s"]
         warm_up(once)
         rows = []
-        while not narrow_enough(np.array([row["elapsed_s"] for row in rows]), repeats):
-            rows.append({"repeat": len(rows), **once()})
+        with self.meter:
+            while not narrow_enough(np.array([row["elapsed_s"] for row in rows]), repeats):
+                rows.append({"repeat": len(rows), **once()})
         return rows
 
 
