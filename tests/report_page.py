@@ -1,5 +1,7 @@
 """A report taken apart: its sections, tables and charts as data. And the study it is made of, cut down."""
 
+import base64
+import gzip
 import json
 import re
 from html import unescape
@@ -46,8 +48,21 @@ def written(html):
 
 
 def specifications(html):
-    embedded = re.search(r'<script type="application/json" id="specs">(.*?)</script>', html, re.DOTALL).group(1)
-    return json.loads(embedded)["specs"]
+    """{name: Vega-Lite specification} of the charts that are not packed."""
+    kinds = embedded(html, "page-charts")["kinds"]
+    found = re.findall(r'data-chart="([^"]+)"></div><script type="application/json">(.*?)</script>', html, re.DOTALL)
+    charts = {name: json.loads(text) for name, text in found}
+    return {name: {**kinds[kind], "datasets": datasets} for name, (kind, datasets) in charts.items()}
+
+
+def embedded(html, name):
+    """What the page carries for its script under that name."""
+    text = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', html, re.DOTALL).group(1)
+    return json.loads(text)
+
+
+def unpacked(text):
+    return gzip.decompress(base64.b64decode(text)).decode()
 
 
 def row_of(html, gpu, scheme):

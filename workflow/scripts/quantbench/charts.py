@@ -3,7 +3,12 @@
 Every chart takes a list of dicts and returns a Vega-Lite specification (a dict) without `$schema` and `config`: the
 page embeds many of them and hands the one CONFIG to all. A row has `scheme`, the columns its chart names, and `text`,
 what the tooltip says. A missing interval is null and draws no bar.
+
+Altair takes 10 ms to make a chart, and a large study has a thousand that differ in their rows alone: each kind is made
+once, with data by name, and `_filled` with its rows.
 """
+
+import functools
 
 import altair as alt
 
@@ -42,6 +47,8 @@ CONFIG = {
 }
 PANEL_HEIGHT = 180
 ROW_HEIGHT = 22
+# Air between the outermost interval and the end of its axis, in pixels.
+PADDING = 10
 
 
 def looks(schemes, baseline):
@@ -59,17 +66,24 @@ def lines(rows, look, *, x_title, y_title, log=False, reference=None, of="scheme
 
     of  what rows call a scheme, if it is something else, for the tooltip
     """
-    xs = sorted({row["x"] for row in rows})
-    base = _chart(rows).encode(
-        x=alt.X("x:O", title=x_title, sort=xs, axis=alt.Axis(labelAngle=0)),
-        color=_colour(rows, look),
+    log = log and min(row[name] for row in rows for name in ("value", "low") if row[name] is not None) > 0
+    kind = _lines(_items(look), x_title, y_title, log, reference is not None, _has(rows, "low"), of)
+    return _filled(kind, rows, reference)
+
+
+@functools.cache
+def _lines(look, x_title, y_title, log, with_reference, with_intervals, of):
+    base = _chart("rows").encode(
+        x=alt.X("x:O", title=x_title, axis=alt.Axis(labelAngle=0)),
+        color=_colour(look),
     )
-    y = alt.Y("value:Q", title=y_title, scale=_scale(rows, log, reference), axis=alt.Axis(format=",.3~r", tickCount=5))
-    layers = [] if reference is None else [_reference(reference, "y")]
-    layers += [
+    y = alt.Y("value:Q", title=y_title, scale=_scale(log), axis=alt.Axis(format=",.3~r", tickCount=5))
+    interval = base.mark_rule(strokeWidth=2, opacity=0.55).encode(y=alt.Y("low:Q"), y2="high:Q")
+    layers = [
+        *([_reference("y")] if with_reference else []),
         base.mark_line(clip=True).encode(y=y),
-        base.mark_rule(strokeWidth=2, opacity=0.55).encode(y=alt.Y("low:Q"), y2="high:Q"),
-        base.mark_point().encode(y=y, shape=_shape(rows, look), tooltip=_tooltip(of)),
+        *([interval] if with_intervals else []),
+        base.mark_point().encode(y=y, shape=_shape(look), tooltip=_tooltip(of)),
     ]
     return _specification(alt.layer(*layers), PANEL_HEIGHT)
 
@@ -78,31 +92,37 @@ def intervals(rows, look, *, x_title, reference=None, percent=False):
     """Value with its interval, one row per scheme: rows have value, low, high, and may have a `label` for the scheme's name.
     `reference` draws a dashed rule."""
     rows = [{"label": row["scheme"], **row} for row in rows]
-    schemes = list(dict.fromkeys(row["label"] for row in rows))
-    y = alt.Y("label:N", title=None, sort=schemes, axis=alt.Axis(ticks=False, grid=True, labelPadding=8))
-    base = _chart(rows).encode(y=y, color=_colour(rows, look))
+    height = ROW_HEIGHT * len({row["label"] for row in rows}) + 10
+    kind = _intervals(_items(look), x_title, percent, reference is not None, _has(rows, "low"), height)
+    return _filled(kind, rows, reference)
+
+
+@functools.cache
+def _intervals(look, x_title, percent, with_reference, with_intervals, height):
+    y = alt.Y("label:N", title=None, sort=None, axis=alt.Axis(ticks=False, grid=True, labelPadding=8))
+    base = _chart("rows").encode(y=y, color=_colour(look))
     x_axis = alt.Axis(format=".0%" if percent else ",.4~r", tickCount=5)
-    x = alt.X("value:Q", title=x_title, scale=_scale(rows, False, reference), axis=x_axis)
-    layers = [] if reference is None else [_reference(reference, "x")]
-    layers += [
-        base.mark_rule(strokeWidth=2.5, opacity=0.6).encode(x=alt.X("low:Q"), x2="high:Q"),
-        base.mark_point(size=70).encode(x=x, shape=_shape(rows, look), tooltip=_tooltip()),
+    x = alt.X("value:Q", title=x_title, scale=_scale(False), axis=x_axis)
+    layers = [
+        *([_reference("x")] if with_reference else []),
+        *([base.mark_rule(strokeWidth=2.5, opacity=0.6).encode(x=alt.X("low:Q"), x2="high:Q")] if with_intervals else []),
+        base.mark_point(size=70).encode(x=x, shape=_shape(look), tooltip=_tooltip()),
     ]
-    return _specification(alt.layer(*layers), ROW_HEIGHT * len(schemes) + 10)
+    return _specification(alt.layer(*layers), height)
 
 
 def bars(rows, look, *, x_title):
     """One bar per scheme from zero: rows have value and label (written at the bar's end)."""
-    schemes = list(dict.fromkeys(row["scheme"] for row in rows))
     most = max(row["value"] for row in rows)
-    base = _chart(rows).encode(
-        y=alt.Y("scheme:N", title=None, sort=schemes, axis=alt.Axis(ticks=False, grid=False, labelPadding=8)),
+    base = _chart("rows").encode(
+        y=alt.Y("scheme:N", title=None, sort=None, axis=alt.Axis(ticks=False, grid=False, labelPadding=8)),
         # Room to the right of the longest bar for what is written there.
         x=alt.X("value:Q", title=x_title, scale=alt.Scale(domain=[0, most * 1.5]), axis=alt.Axis(tickCount=4)),
     )
-    bar = base.mark_bar(height=14).encode(color=_colour(rows, look), tooltip=_tooltip())
+    bar = base.mark_bar(height=14).encode(color=_colour(_items(look)), tooltip=_tooltip())
     text = base.mark_text(align="left", dx=5, color=INK, fontSize=11).encode(text="label:N")
-    return _specification(alt.layer(bar, text), ROW_HEIGHT * len(schemes) + 10)
+    height = ROW_HEIGHT * len({row["scheme"] for row in rows}) + 10
+    return _filled(_specification(alt.layer(bar, text), height), rows)
 
 
 def roofline(rows, look, *, x_title):
@@ -110,25 +130,31 @@ def roofline(rows, look, *, x_title):
 
     A tick at the floor, a point at the measurement with its interval, and between them what the kernel leaves unused.
     """
-    schemes = list(dict.fromkeys(row["scheme"] for row in rows))
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
-    base = _chart(rows).encode(
+    schemes, layers = ({row[name] for row in rows} for name in ("scheme", "layer"))
+    height = len(layers) * (10 * len(schemes) + 10)
+    return _filled(_roofline(_items(look), x_title, _has(rows, "floor"), _has(rows, "low"), height), rows)
+
+
+@functools.cache
+def _roofline(look, x_title, with_floor, with_intervals, height):
+    base = _chart("rows").encode(
         y=alt.Y(
-            "layer:N", title=None, sort=layers, axis=alt.Axis(ticks=False, grid=False), scale=alt.Scale(padding=0.2)
+            "layer:N", title=None, sort=None, axis=alt.Axis(ticks=False, grid=False), scale=alt.Scale(padding=0.2)
         ),
-        yOffset=alt.YOffset("scheme:N", sort=schemes),
-        color=_colour(rows, look),
+        yOffset=alt.YOffset("scheme:N", sort=None),
+        color=_colour(look),
     )
-    values = [row[name] for row in rows for name in ("value", "low", "high", "floor") if row[name] is not None]
-    scale = alt.Scale(type="log", domain=[min(values) / 1.3, max(values) * 1.3], nice=False)
-    x = alt.X("value:Q", title=x_title, scale=scale, axis=alt.Axis(grid=True, format=",.3~r", tickCount=4))
-    shown = alt.layer(
+    x = alt.X("value:Q", title=x_title, scale=_scale(True), axis=alt.Axis(grid=True, format=",.3~r", tickCount=4))
+    floor = [
         base.mark_rule(opacity=0.4).encode(x=alt.X("floor:Q"), x2="value:Q"),
         base.mark_tick(thickness=2, size=9).encode(x=alt.X("floor:Q")),
-        base.mark_rule(strokeWidth=3).encode(x=alt.X("low:Q"), x2="high:Q"),
-        base.mark_point(size=44).encode(x=x, shape=_shape(rows, look), tooltip=_tooltip()),
-    )
-    return _specification(shown, len(layers) * (10 * len(schemes) + 10))
+    ]
+    shown = [
+        *(floor if with_floor else []),
+        *([base.mark_rule(strokeWidth=3).encode(x=alt.X("low:Q"), x2="high:Q")] if with_intervals else []),
+        base.mark_point(size=44).encode(x=x, shape=_shape(look), tooltip=_tooltip()),
+    ]
+    return _specification(alt.layer(*shown), height)
 
 
 def speedups(rows, look, *, x_title, y_title):
@@ -136,65 +162,82 @@ def speedups(rows, look, *, x_title, y_title):
 
     The rule is at 1, where nothing is gained.
     """
-    xs = sorted({row["x"] for row in rows})
-    base = _chart(rows).encode(
-        x=alt.X("x:O", title=x_title, sort=xs, axis=alt.Axis(labelAngle=0)),
-        color=_colour(rows, look),
+    kind = _speedups(_items(look), x_title, y_title, _has(rows, "predicted"), _has(rows, "low"))
+    return _filled(kind, rows, reference=1)
+
+
+@functools.cache
+def _speedups(look, x_title, y_title, with_predicted, with_intervals):
+    base = _chart("rows").encode(
+        x=alt.X("x:O", title=x_title, axis=alt.Axis(labelAngle=0)),
+        color=_colour(look),
     )
-    values = [row[name] for row in rows for name in ("value", "low", "high", "predicted") if row[name] is not None]
-    scale = alt.Scale(type="log", domain=[min([*values, 1]) / 1.15, max([*values, 1]) * 1.15], nice=False)
-    y = alt.Y("value:Q", title=y_title, scale=scale, axis=alt.Axis(format=",.3~r", tickCount=5))
-    shown = alt.layer(
-        _reference(1, "y"),
-        base.mark_line(strokeDash=[5, 4], strokeWidth=1.2, opacity=0.75).encode(y=alt.Y("predicted:Q")),
+    y = alt.Y("value:Q", title=y_title, scale=_scale(True), axis=alt.Axis(format=",.3~r", tickCount=5))
+    predicted = base.mark_line(strokeDash=[5, 4], strokeWidth=1.2, opacity=0.75).encode(y=alt.Y("predicted:Q"))
+    interval = base.mark_rule(strokeWidth=2, opacity=0.55).encode(y=alt.Y("low:Q"), y2="high:Q")
+    shown = [
+        _reference("y"),
+        *([predicted] if with_predicted else []),
         base.mark_line().encode(y=y),
-        base.mark_rule(strokeWidth=2, opacity=0.55).encode(y=alt.Y("low:Q"), y2="high:Q"),
-        base.mark_point().encode(y=y, shape=_shape(rows, look), tooltip=_tooltip()),
-    )
-    return _specification(shown, PANEL_HEIGHT)
+        *([interval] if with_intervals else []),
+        base.mark_point().encode(y=y, shape=_shape(look), tooltip=_tooltip()),
+    ]
+    return _specification(alt.layer(*shown), PANEL_HEIGHT)
 
 
-def _chart(rows):
+def _filled(kind, rows, reference=None):
+    """The kind's specification with its rows; `reference` is where its rule stands."""
+    datasets = {"rows": [_shortened(row) for row in rows]}
+    if reference is not None:
+        datasets["reference"] = [_shortened({"at": reference})]
+    return {**kind, "datasets": datasets}
+
+
+def _shortened(row):
     # Five digits are finer than a screen; all seventeen would make the page half as large again.
-    short = [{name: float(f"{v:.5g}") if isinstance(v, float) else v for name, v in row.items()} for row in rows]
-    return alt.Chart(alt.InlineData(values=short))
+    return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()}
 
 
-def _domain(rows, look):
-    present = {row["scheme"] for row in rows}
-    return [scheme for scheme in look if scheme in present]
+def _has(rows, name):
+    """Whether there is anything of that name to draw: of nulls alone Vega complains."""
+    return any(row[name] is not None for row in rows)
 
 
-def _colour(rows, look):
-    domain = _domain(rows, look)
-    return alt.Color("scheme:N", legend=None, scale=alt.Scale(domain=domain, range=[look[s]["colour"] for s in domain]))
+def _items(look):
+    """The schemes' looks as something that a cache may know again."""
+    return tuple((scheme, one["colour"], one["shape"]) for scheme, one in look.items())
 
 
-def _shape(rows, look):
-    domain = _domain(rows, look)
-    return alt.Shape("scheme:N", legend=None, scale=alt.Scale(domain=domain, range=[look[s]["shape"] for s in domain]))
+def _chart(name):
+    return alt.Chart(alt.NamedData(name=name))
+
+
+def _colour(look):
+    names, colours, _ = zip(*look, strict=True)
+    return alt.Color("scheme:N", legend=None, scale=alt.Scale(domain=list(names), range=list(colours)))
+
+
+def _shape(look):
+    names, _, shapes = zip(*look, strict=True)
+    return alt.Shape("scheme:N", legend=None, scale=alt.Scale(domain=list(names), range=list(shapes)))
 
 
 def _tooltip(of="scheme"):
     return [alt.Tooltip("scheme:N", title=of), alt.Tooltip("text:N", title="measured")]
 
 
-def _scale(rows, log, reference):
-    """A domain that holds every interval and the reference with some air; it need not start at zero."""
-    values = [row[name] for row in rows for name in ("value", "low", "high") if row.get(name) is not None]
-    values += [] if reference is None else [reference]
-    least, most = min(values), max(values)
-    if log and least > 0:
-        return alt.Scale(type="log", domain=[least / 1.15, most * 1.15], nice=False)
-    air = (most - least) * 0.08 or abs(most) * 0.05 or 0.05
-    return alt.Scale(domain=[least - air, most + air], zero=False, nice=False)
+def _scale(log):
+    """Holds every interval and the reference with some air; it need not start at zero."""
+    if log:
+        return alt.Scale(type="log", nice=False, padding=PADDING)
+    return alt.Scale(zero=False, nice=False, padding=PADDING)
 
 
-def _reference(value, channel):
+def _reference(channel):
     encoded = {"x": alt.X("at:Q")} if channel == "x" else {"y": alt.Y("at:Q")}
-    return _chart([{"at": value}]).mark_rule(strokeDash=[4, 3], color=QUIET).encode(**encoded)
+    return _chart("reference").mark_rule(strokeDash=[4, 3], color=QUIET).encode(**encoded)
 
 
 def _specification(chart, height):
     specification = chart.properties(width="container", height=height).to_dict()
-    return {name: value for name, value in specification.items() if name not in ("$schema", "config")}
+    return {name: value for name, value in specification.items() if name not in ("$schema", "config", "datasets")}

@@ -67,7 +67,7 @@ def kernels_that_ran(manifest, tables):
             row = {"scheme": scheme, "kernel": kernel, "layers": layers, "stage": display.listed(entry["stages"])}
             shown.append({**row, "tone": tone, "verdict": words})
         shown.sort(key=lambda row: _place(manifest["study"]["schemes"], row["scheme"]))
-        groups.append({"heading": f"{gpu} · {model}", "rows": shown})
+        groups.append({"heading": f"{gpu} · {model}", "at": {"gpu": gpu, "model": model}, "rows": shown})
     return groups
 
 
@@ -107,7 +107,8 @@ def missing(manifest, tables):
             for (scheme, kind, reason), stages in entries.items()
         ]
         rows.sort(key=lambda row: (_place(manifest["study"]["schemes"], row["scheme"]), row["kind"]))
-        groups.append({"heading": " · ".join(filter(None, (gpu, model))), "rows": rows})
+        at = {name: value for name, value in (("gpu", gpu), ("model", model)) if value}
+        groups.append({"heading": " · ".join(at.values()), "at": at, "rows": rows})
     return groups
 
 

@@ -145,7 +145,7 @@ def _group(context, gpu, model, entries, decision, tasks):
     device = _device(context, gpu)
     heading = " · ".join(filter(None, [f"{gpu}{f' ({device})' if device else ''}", model]))
     rows = [_row(context, gpu, model, scheme, entry, decision, tasks, usual, first) for scheme, entry in entries]
-    return {"heading": heading, "said": ", ".join(said), "rows": rows}
+    return {"heading": heading, "said": ", ".join(said), "at": {"gpu": gpu, "model": model}, "rows": rows}
 
 
 def _device(context, gpu):
@@ -167,9 +167,9 @@ def _row(context, gpu, model, scheme, entry, decision, tasks, usual, first):
         found = next((f for f in entry["accuracy"] if f["decides"] and _task(f) == task), None)
         cells += [_accuracy_cell(found), _difference_cell(found)]
     size = entry["size"] or {}
-    cells.append(_cell(display.amount(size.get("bytes"), "B") if size else None, tone="even"))
-    bits = size.get("bits_per_weight")
-    cells.append(_cell(None if bits is None else f"{bits:.2f}", tone="even"))
+    bits, at = size.get("bits_per_weight"), {"table": "checkpoints"}
+    cells.append(_cell(display.amount(size.get("bytes"), "B") if size else None, tone="even", at=at))
+    cells.append(_cell(None if bits is None else f"{bits:.2f}", tone="even", at=at))
     tone, badge, reason = _verdict(entry, decision, context.baseline)
     said = {"tone": tone, "badge": badge, "reason": reason, "promise": broken_promise(entry)}
     return {"scheme": scheme, "kind": "ok", "cells": cells, **said}
@@ -238,8 +238,15 @@ def _speed(entry, metric, largest=False):
 # --- cells ----------------------------------------------------------------------------------------------------------
 
 
-def _cell(value, ci="", note="", tone=""):
-    return {"value": value or display.MISSING, "ci": ci, "note": note, "tone": tone if value else "even"}
+def _cell(value, ci="", note="", tone="", at=None):
+    """`at` says where the number's rows are: a table, and values of its columns besides gpu, model and scheme."""
+    cell = {"value": value or display.MISSING, "ci": ci, "note": note, "tone": tone if value else "even"}
+    return cell | ({"at": at} if value and at else {})
+
+
+def _load(table, batch, lengths):
+    names = ("input_tokens", "output_tokens")
+    return {"table": table, "batch_size": batch, **{name: lengths[name] for name in names}}
 
 
 def _tone(words):
@@ -253,7 +260,8 @@ def _gain_cell(speed, usual):
     if speed["batch_size"] != usual:
         note = f"at batch {speed['batch_size']}" + (f"; {note}" if note else "")
     ends = display.interval(speed["low"], speed["high"], lambda value: f"{value:.2f}")
-    return _cell(display.factor(speed["gain"]), ends, note, _tone(speed["words"]))
+    at = _load(speed["metric"], speed["batch_size"], speed)
+    return _cell(display.factor(speed["gain"]), ends, note, _tone(speed["words"]), at)
 
 
 def _baseline_speed(context, entry, metric, batch, first):
@@ -273,7 +281,8 @@ def _baseline_speed(context, entry, metric, batch, first):
     speed = display.seconds(median)
     if metric == "throughput":
         speed = display.rate(batch * frame["output_tokens"][0] / median, "tokens/s")
-    return _cell("1×", note=speed if first else f"{speed} at batch {batch}", tone="even")
+    at = _load(metric, batch, frame.row(0, named=True))
+    return _cell("1×", note=speed if first else f"{speed} at batch {batch}", tone="even", at=at)
 
 
 def _accuracy_cell(found):
@@ -282,7 +291,11 @@ def _accuracy_cell(found):
     ends = display.interval(found["low"], found["high"], lambda value: f"{100 * value:.1f}")
     noise = found.get("noise")
     note = f"started again: {display.points(noise['difference'])} points" if noise else ""
-    return _cell(display.share(found["share"]), ends, note, tone="even")
+    return _cell(display.share(found["share"]), ends, note, tone="even", at=_questions(found))
+
+
+def _questions(found):
+    return {"table": "accuracy"} | {name: found[name] for name in ("task", "dataset", "shots", "chat_template", "filter")}
 
 
 def _difference_cell(found):
@@ -290,7 +303,7 @@ def _difference_cell(found):
         return _cell(None)
     ends = display.interval(found["difference_low"], found["difference_high"], display.points)
     note = "" if found["kind"] in (BETTER, WORSE) else found["words"]
-    return _cell(display.points(found["difference"]), ends, note, _tone(found["words"]))
+    return _cell(display.points(found["difference"]), ends, note, _tone(found["words"]), _questions(found))
 
 
 # --- the summary file -----------------------------------------------------------------------------------------------

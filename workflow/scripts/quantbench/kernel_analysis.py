@@ -5,6 +5,7 @@ rows count: measured (`ok`), weights from memory (`cold`), replayed from a CUDA 
 launched call by call. Speedups are the baseline's time over the other's: above 1 is faster.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -35,20 +36,20 @@ def cells(gemm, baseline, product="linear", confidence=0.95):
     observed_speedup, observed_low, observed_high   the baseline's time over this one, both launched the same way
     times, baseline_times        the repeats themselves
     """
-    frame = _primary_candidates(gemm, product)
-    keys = [*PLACE, "m", "kind", "entry"]
+    keys = (*PLACE, "m", "kind", "entry")
     found, baselines = [], {}
-    for values, rows in _parts(frame, keys):
-        here = dict(zip(keys, values, strict=True))
-        measured = rows.filter(pl.col("status") == "ok", pl.col("latency_s").is_not_null())
-        by_launch = {launch: part for (launch,), part in _parts(measured, ["launch"])}
+    for here, rows in _grouped(_primary_candidates(gemm, product), keys):
+        by_launch = {}
+        for row in rows:
+            if row["status"] == "ok" and row["latency_s"] is not None:
+                by_launch.setdefault(row["launch"], []).append(row)
         if not by_launch:
             continue
         if (here["kind"], here["entry"]) == ("scheme", baseline):
             baselines[_where(here)] = by_launch
         launch = "graph" if "graph" in by_launch else next(iter(by_launch))
-        invalid = rows.filter(pl.col("status") != "ok", pl.col("launch") == launch)
-        found.append(here | _measured(by_launch[launch], confidence) | {"invalid_repeats": len(invalid)})
+        invalid = sum(row["status"] != "ok" and row["launch"] == launch for row in rows)
+        found.append(here | _measured(by_launch[launch], confidence) | {"invalid_repeats": invalid})
     for cell in found:
         cell |= _beside(cell, baselines.get(_where(cell), {}).get(cell["launch"]), confidence)
     return _with_sharers(found, baseline)
@@ -132,19 +133,20 @@ def relu_speedups(gemm, baseline, expected, confidence=0.95):
 
 
 def _primary_candidates(gemm, product):
-    """Rows of one kind of product with weights from memory, an entry's name and kind beside each."""
+    """Rows of one kind of product with weights from memory, an entry's name and kind beside each, as dicts."""
     kind = pl.when(pl.col("contender").is_null()).then(pl.lit("scheme")).otherwise(pl.lit("contender"))
     frame = gemm.filter(pl.col("product") == product, pl.col("cache") == "cold")
-    return frame.with_columns(kind=kind, entry=pl.coalesce("contender", "scheme"))
+    return frame.with_columns(kind=kind, entry=pl.coalesce("contender", "scheme")).to_dicts()
 
 
 def _measured(rows, confidence):
     """What the repeats of one cell say by themselves."""
-    first, times = rows.row(0, named=True), rows["latency_s"].to_list()
+    first, times = rows[0], [row["latency_s"] for row in rows]
     median, low, high = statistics.median_ci(times, confidence)
     names = ("kernel", "computes", "launch", "includes_quantization", "error_bound", "bytes", "operations")
     cell = {name: first[name] for name in (*names, "floor_s", "datasheet_floor_s")}
-    cell |= {"relative_error": rows["relative_error"].max(), "repeats": len(times), "times": times}
+    errors = [row["relative_error"] for row in rows if row["relative_error"] is not None]
+    cell |= {"relative_error": max(errors, default=None), "repeats": len(times), "times": times}
     cell |= {"median_s": median, "low_s": low, "high_s": high, "run": first["run_id"]}
     floor = cell["floor_s"]
     return cell | {
@@ -160,10 +162,16 @@ def _beside(cell, baseline_rows, confidence):
     names = ("predicted_speedup", "datasheet_predicted_speedup", "observed_speedup", "observed_low", "observed_high")
     if baseline_rows is None:
         return dict.fromkeys((*names, "baseline_times"))
-    base, times = baseline_rows.row(0, named=True), baseline_rows["latency_s"].to_list()
-    estimate = statistics.ratio_of_medians_ci(cell["times"], times, confidence)
+    base, times = baseline_rows[0], [row["latency_s"] for row in baseline_rows]
+    estimate = _ratio(tuple(cell["times"]), tuple(times), confidence)
     predicted = [_over(base[name], cell[name]) for name in ("floor_s", "datasheet_floor_s")]
     return dict(zip(names, (*predicted, *estimate), strict=True)) | {"baseline_times": times}
+
+
+# Schemes of one format share their measurements, and so what follows from them.
+@functools.lru_cache(maxsize=4096)
+def _ratio(times, baseline_times, confidence):
+    return statistics.ratio_of_medians_ci(times, baseline_times, confidence)
 
 
 def _with_sharers(found, baseline):
@@ -251,16 +259,11 @@ def _crossing_interval(group, outcome, confidence):
     return ends | {"high": None if ends["high_open"] else float(np.exp(high)), "interval": True}
 
 
-# --- frames and lists -----------------------------------------------------------------------------------------------
-
-
-def _parts(frame, keys):
-    """[(values of keys, frame)] in order of appearance."""
-    return list(frame.partition_by(keys, as_dict=True, maintain_order=True).items())
+# --- lists ----------------------------------------------------------------------------------------------------------
 
 
 def _grouped(cells, keys):
-    """[({key: value}, cells)] in order of appearance."""
+    """[({key: value}, cells)] in order of appearance; also of a table's rows."""
     groups = {}
     for cell in cells:
         groups.setdefault(tuple(cell[name] for name in keys), []).append(cell)

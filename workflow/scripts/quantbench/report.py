@@ -17,6 +17,7 @@ from markupsafe import Markup
 from quantbench import (
     charts,
     evidence,
+    report_data,
     sections_cost,
     sections_energy,
     sections_expected,
@@ -39,6 +40,14 @@ HERE = Path(__file__).parent
 PUBLISHED = ROOT / "config" / "published"
 DATASHEETS = ROOT / "config" / "gpus.yaml"
 
+# A browser draws so many charts in a few seconds. Of a study with more, a section shows its first SHOWN groups; the others
+# are packed, and unfold at a click or where the filter asks for them.
+MOST_CHARTS = 150
+SHOWN = 1
+# A report has to fit a mail: raw tables are embedded in the room that the rest of the page leaves.
+MOST_BYTES = 4_900_000
+RAW_DATA = "<!-- raw data -->"
+
 # What a legend's swatch draws, in a box from -7 to 7: the shapes of charts.SHAPES.
 SHAPE_PATHS = {
     "circle": "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0Z",
@@ -51,11 +60,11 @@ SHAPE_PATHS = {
 }
 
 
-def render(manifest, tables, published=PUBLISHED, datasheets=DATASHEETS):
+def render(manifest, tables, published=PUBLISHED, datasheets=DATASHEETS, logs=Path()):
     """(HTML text, summary dict) of a study. `manifest` as the workflow writes it, `tables` polars frames by name.
 
     `published` is the folder of other people's figures, shown as such where they are of one of the study's devices;
-    `datasheets` has the device that FP4 is projected to.
+    `datasheets` has the device that FP4 is projected to; the runs' logs are read below `logs`, where they are there.
     """
     context = Context(manifest, tables)
     screen, summary = first_screen(context)
@@ -87,31 +96,58 @@ def render(manifest, tables, published=PUBLISHED, datasheets=DATASHEETS):
         "missing": evidence.missing(manifest, tables),
         "provenance": evidence.provenance(manifest, tables),
     }
-    return _html(page, _take_charts(sections)), summary
+    page["filters"] = _filters(context)
+    page["many"] = sum(len(group["panels"]) for section in sections for group in section["groups"]) > MOST_CHARTS
+    environment = _environment()
+    html = _html(environment, page, _fold(sections, page["model"], page["many"]))
+    data = report_data.embedded(manifest, tables, MOST_BYTES - len(html.encode()), logs)
+    # Nobody else's text can hold the mark: it would be escaped.
+    return html.replace(RAW_DATA, environment.get_template("raw_data.html.j2").render(data=data)), summary
 
 
-def _take_charts(sections):
-    """Number the charts; the page's script finds each by that name."""
-    specifications = {}
-    for section in sections:
-        for group in section["groups"]:
-            for panel in group["panels"]:
-                panel["id"] = f"chart-{len(specifications) + 1}"
-                specifications[panel["id"]] = panel.pop("chart")
-    return specifications
+def _filters(context):
+    """[(name, values)]: by what the page can be narrowed down, where there is a choice."""
+    choices = (("gpu", context.study["gpus"]), ("model", context.models), ("scheme", context.study["schemes"]))
+    return [(name, values) for name, values in choices if len(values) > 1]
 
 
-def _html(page, specifications):
-    bundle, script = _bundle(), (HERE / "report.js").read_text()
+def _fold(sections, model, many):
+    """Say of each group whether it is packed, and number its charts; returns the kinds of chart, which the charts share.
+
+    A panel's `chart` becomes [kind, datasets], where the kind is a place in that list.
+    """
+    kinds, number = {}, 0
+    for groups in [*(section["groups"] for section in sections), model["groups"] if model else []]:
+        for place, group in enumerate(groups):
+            group["packed"] = many and place >= SHOWN
+            for panel in group.setdefault("panels", []):
+                number += 1
+                kind = {name: value for name, value in panel["chart"].items() if name != "datasets"}
+                place_of_kind = kinds.setdefault(json.dumps(kind), len(kinds))
+                panel["id"], panel["chart"] = f"chart-{number}", [place_of_kind, panel["chart"].get("datasets", {})]
+    return [json.loads(kind) for kind in kinds]
+
+
+def _environment():
     loader = jinja2.FileSystemLoader(HERE)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["packed"] = lambda text: report_data.packed(str(text))
+    # In single quotes, or each of the many quotes of JSON would be five characters.
+    environment.filters["attribute"] = lambda value: Markup(embedded_json(value).replace("'", "\\u0027"))
+    environment.filters["embedded"] = lambda value: Markup(embedded_json(value))
+    return environment
+
+
+def _html(environment, page, kinds):
+    bundle, script = _bundle(), (HERE / "report.js").read_text()
     return environment.get_template("report.html.j2").render(
         page=page,
         shapes=SHAPE_PATHS,
         css=Markup((HERE / "report.css").read_text()),
         bundle=Markup(bundle),
         script=Markup(script),
-        specs=Markup(embedded_json({"config": charts.CONFIG, "specs": specifications})),
+        charts={"config": charts.CONFIG, "kinds": kinds},
+        raw_data=Markup(RAW_DATA),
         policy=_policy(bundle, script),
     )
 

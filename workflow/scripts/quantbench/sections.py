@@ -6,9 +6,11 @@ A section is {"id", "title", "intro", "missing", "notices", "legend", "groups"};
 `groups` is empty.
 """
 
+import functools
+
 import polars as pl
 
-from quantbench import charts, decision, display, verdict
+from quantbench import charts, decision, display, kernel_analysis, verdict
 from quantbench.dummy import QUALITY, is_dummy
 
 NOT_ASKED = "The study's config has no section “{stage}”."
@@ -29,6 +31,14 @@ class Context:
         self.summary = decision.summarize(tables, self.baseline, self.confidence, margins=margins)
         self.decisions = decision.choose(self.summary)
         self.promises = self._promises()
+
+    @functools.cached_property
+    def gemm_cells(self):
+        """The timed matrix products (kernel_analysis.cells): several sections read them."""
+        gemm = self.tables.get("gemm")
+        if gemm is None or gemm.is_empty():
+            return []
+        return kernel_analysis.cells(gemm, self.baseline, confidence=self.confidence)
 
     def _promises(self):
         """{scheme: what it does instead of what it promises}, with the gpu where the study has several."""

@@ -27,7 +27,7 @@ def kernels(context):
     gemm = context.tables.get("gemm")
     if gemm is None or gemm.is_empty():
         return context.section("gemm", "Kernels beside the roofline", intro, [], asked="kernels")
-    cells = analysis.cells(gemm, context.baseline, confidence=context.confidence)
+    cells = context.gemm_cells
     relu = analysis.relu_speedups(gemm, context.baseline, _expectation(context), context.confidence)
     groups, told = [], set()
     for gpu, model in _places(context, cells):
@@ -36,7 +36,9 @@ def kernels(context):
         # What the device as a whole refuses is told once, below its first model.
         untimed = _untimed(context, gpu, model, with_device=gpu not in told)
         told.add(gpu)
-        groups.append({"kicker": f"{gpu} · {model}", **_group(context, here, with_relu, untimed)})
+        at = {"table": "gemm", "gpu": gpu, "model": model, "product": "linear", "cache": "cold"}
+        group = _group(context, here, with_relu, untimed)
+        groups.append({"kicker": f"{gpu} · {model}", "at": at, "x": "m", **group})
     return context.section("gemm", "Kernels beside the roofline", intro, groups, asked="kernels")
 
 
@@ -230,7 +232,8 @@ def _numbers(context, cells):
         row += [display.seconds(cell["floor_s"]), display.share(cell["share"], 0)]
         rows.append(row + ([display.share(cell["datasheet_share"], 0)] if with_sheet else []))
     columns = ["scheme", "layer", "M", "kernel", "measured", "floor", "of the roofline"]
-    return {"columns": columns + (["of the data sheet’s"] if with_sheet else []), "rows": rows}
+    columns += ["of the data sheet’s"] if with_sheet else []
+    return {"columns": columns, "rows": rows, "at": {0: "scheme", 1: "layer", 2: "m"}}
 
 
 def _speedup_table(context, cells):
@@ -243,7 +246,8 @@ def _speedup_table(context, cells):
         rows.append([*row, display.with_interval(_observed(cell), display.factor)])
     columns = ["scheme", "layer", "M", "predicted", *(["by the data sheet"] if with_sheet else []), "observed"]
     note = f"Predicted: the floor of {context.baseline} over the scheme's own. Observed: the one time over the other."
-    return _table(f"Speedup over {context.baseline}: predicted and observed", columns, rows, note)
+    table = _table(f"Speedup over {context.baseline}: predicted and observed", columns, rows, note)
+    return table | {"at": {0: "scheme", 1: "layer", 2: "m"}}
 
 
 def _crossover_table(context, cells):

@@ -5,10 +5,7 @@
 Both are pure; what follows them chooses and words.
 """
 
-import polars as pl
-
 from quantbench import display, sweeps
-from quantbench import kernel_analysis as analysis
 from quantbench.errors import UserError
 from quantbench.gpus import load_gpus, source_of
 from quantbench.performance_model import Gemms, account, decode_step, predicted_speedup, project
@@ -288,8 +285,7 @@ def whole_model(context, datasheets):
     # A layer's part on one of several devices is no part of the model that the engine ran on one.
     if gemm is None or context.study.get("kernels", {}).get("tensor_parallel_size", 1) != 1:
         return None
-    gemm = gemm.filter(pl.col("model").is_in(context.models), pl.col("contender").is_null())
-    cells = analysis.cells(gemm, context.baseline, confidence=context.confidence) if len(gemm) else []
+    cells = [cell for cell in context.gemm_cells if cell["kind"] == "scheme" and cell["model"] in context.models]
     models = {name: model["config"] for name, model in context.manifest["models"].items() if name in context.models}
     groups = _groups(context, cells, models)
     projections = _projections(context, cells, models, datasheets)
@@ -351,10 +347,11 @@ def _group(context, place, rows):
         notes.append(f"{sizes}: products interpolated between the M measured, in logarithms.")
     return {
         "kicker": f"{gpu} · {model} · {inputs} tokens in, {outputs} out",
+        "at": {"table": "latency", "gpu": gpu, "model": model, "input_tokens": inputs, "output_tokens": outputs},
         "heading": heading,
         "table": _short_table(context, here),
         "notes": notes,
-        "whole": _whole_table(context, rows),
+        "more": [_whole_table(context, rows)],
     }
 
 
@@ -446,7 +443,7 @@ def _short_table(context, rows):
         lines.append([*line, "" if is_base else _where_it_went(row)])
     columns = ["scheme", "decode step", "products", "KV reads", "rest", "speedup by products"]
     columns += [f"with {context.baseline}’s rest", "measured", f"beside {context.baseline}"]
-    return {"columns": columns, "rows": lines}
+    return {"columns": columns, "rows": lines, "at": {0: "scheme"}}
 
 
 def _share_cells(row):
@@ -475,7 +472,8 @@ def _whole_table(context, rows):
         "over the tokens that follow. The whole batch has its prefill too, as in the section on latency. Intervals of "
         "sums add low ends to low ends: wider than they need to be."
     )
-    return {"title": "Every batch size, with intervals", "note": note, "columns": columns, "rows": lines}
+    at = {0: "scheme", 1: "batch_size"}
+    return {"title": "Every batch size, with intervals", "note": note, "columns": columns, "rows": lines, "at": at}
 
 
 def _time(estimate):

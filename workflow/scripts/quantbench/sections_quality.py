@@ -68,7 +68,8 @@ def accuracy(context):
         for task in tasks:
             mine = [(e["scheme"], f) for e in entries for f in e["accuracy"] if tuple(f[k] for k in keys) == task]
             kicker = f"{gpu} · {model} · {_task_words(*task)}"
-            groups.append({"kicker": kicker, **_accuracy_group(context, mine)})
+            at = {"table": "accuracy", "gpu": gpu, "model": model, **dict(zip(keys, task, strict=True))}
+            groups.append({"kicker": kicker, "at": at, **_accuracy_group(context, mine)})
     return context.section("accuracy", "Accuracy", intro, groups, notices=notices(context))
 
 
@@ -99,7 +100,8 @@ def _accuracy_group(context, mine):
     compared = [(scheme, found) for scheme, found in mine if found["decides"] and "words" in found]
     heading, notes = _loss_heading(context, compared), _noise_notes(context, mine) + _length_notes(mine)
     notes += _emulated_notes(compared)
-    return {"heading": heading, "panels": panels, "notes": notes, "numbers": {"columns": columns, "rows": table}}
+    numbers = {"columns": columns, "rows": table, "at": {0: "scheme", 1: "filter"}}
+    return {"heading": heading, "panels": panels, "notes": notes, "numbers": numbers}
 
 
 def _beside(found):
@@ -166,7 +168,8 @@ def _by_dataset(context, name, group):
     for gpu, model, entries in _variants(context):
         for dataset in dict.fromkeys(found["dataset"] for entry in entries for found in entry[name]):
             mine = [(e["scheme"], f) for e in entries for f in e[name] if f["dataset"] == dataset]
-            groups.append({"kicker": f"{gpu} · {model} · {dataset}", **group(context, mine)})
+            at = {"table": name, "gpu": gpu, "model": model, "dataset": dataset}
+            groups.append({"kicker": f"{gpu} · {model} · {dataset}", "at": at, **group(context, mine)})
     return groups
 
 
@@ -203,8 +206,8 @@ def _perplexity_group(context, mine):
     chart = rows and charts.intervals(rows, context.look, x_title=f"× {context.baseline}", reference=1)
     panels = [panel(f"Perplexity over {context.baseline}", chart, rows)] if rows else []
     columns = ["scheme", "perplexity", f"over {context.baseline}", "verdict"]
-    notes = _emulated_notes(mine)
-    return {"heading": heading, "panels": panels, "notes": notes, "numbers": {"columns": columns, "rows": table}}
+    numbers = {"columns": columns, "rows": table, "at": {0: "scheme"}}
+    return {"heading": heading, "panels": panels, "notes": _emulated_notes(mine), "numbers": numbers}
 
 
 def fidelity(context):
@@ -255,7 +258,8 @@ def _fidelity_group(context, mine):
         for (scheme, found), kl, top1 in zip(mine, rows["kl"], rows["top1"], strict=True)
     ]
     columns = ["scheme", "divergence, nats per token", "same likeliest token", "tokens in documents", "noise"]
-    return {"heading": heading, "panels": panels, "notes": notes, "numbers": {"columns": columns, "rows": table}}
+    numbers = {"columns": columns, "rows": table, "at": {0: "scheme"}}
+    return {"heading": heading, "panels": panels, "notes": notes, "numbers": numbers}
 
 
 def _variants(context):
@@ -273,7 +277,7 @@ def size(context):
     for model in context.models:
         mine = context.in_order([row for row in rows if row["model"] == model])
         if mine:
-            groups.append({"kicker": model, **_size_group(context, mine)})
+            groups.append({"kicker": model, "at": {"table": "checkpoints", "model": model}, **_size_group(context, mine)})
     intro = "Safetensors on disk. Bits per weight count scales, zero points and the layers left unquantized."
     section = context.section("size", "Checkpoint size", intro, groups)
     # No config section asks for sizes: they come with every checkpoint.
@@ -296,6 +300,6 @@ def _size_group(context, mine):
     heading = f"{least['scheme']} is the smallest: {display.amount(least['bytes'], 'B')}"
     if base and base["bytes"] > least["bytes"]:
         heading += f", {display.share(least['bytes'] / base['bytes'], 0)} of {context.baseline}"
-    numbers = {"columns": ["scheme", "size", "bits per weight"], "rows": table}
+    numbers = {"columns": ["scheme", "size", "bits per weight"], "rows": table, "at": {0: "scheme"}}
     panels = [panel("Size on disk, and bits per weight", charts.bars(rows, context.look, x_title=unit), rows)]
     return {"heading": heading, "panels": panels, "notes": [], "numbers": numbers}

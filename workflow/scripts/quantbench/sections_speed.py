@@ -53,7 +53,8 @@ def _batches(context, stage):
         )
         kicker = f"{where['gpu']} · {where['model']} · {load}"
         group = _latency_group if stage == "latency" else _throughput_group
-        groups.append({"kicker": kicker, **group(context, where, frame, crossed)})
+        at = {"table": stage, **where}
+        groups.append({"kicker": kicker, "at": at, "x": "batch_size", **group(context, where, frame, crossed)})
     return groups
 
 
@@ -139,7 +140,8 @@ def _gain_panels(context, title, gains):
 def _numbers(context, title, made, gains):
     ratios = _texts(gains)
     rows = [[*place, text, ratios.get(place, "")] for place, text in _texts(made).items()]
-    return {"columns": ["scheme", "batch size", _lower(title), f"gain over {context.baseline}"], "rows": rows}
+    columns = ["scheme", "batch size", _lower(title), f"gain over {context.baseline}"]
+    return {"columns": columns, "rows": rows, "at": {0: "scheme", 1: "batch_size"}}
 
 
 def _texts(rows):

@@ -326,7 +326,8 @@ def resampled_quantiles(values, q, stream):
     """Quantile q of RESAMPLES bootstrap resamples. Two of one number of values and one stream follow each other."""
     lower, upper, weight = _quantile_ranks(len(values), q, stream)
     values = np.sort(values)
-    return values[lower] + weight * (values[upper] - values[lower])
+    # An odd number of values has its median among them: half the time, and the same numbers.
+    return values[lower] + weight * (values[upper] - values[lower]) if weight else values[lower]
 
 
 @functools.lru_cache(maxsize=32)

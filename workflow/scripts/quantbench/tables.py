@@ -155,7 +155,7 @@ def _point_rows(manifest, point, record, ceilings):
         return _kernel_rows(manifest, keys, kernels, point["scheme"], "engine") or [missing]
     row = keys | {"start": point.get("start", 1)} if "start" in SCHEMA[_table(stage)] else keys
     row |= {"emulated": bool(point.get("emulated"))} if "emulated" in SCHEMA[_table(stage)] else {}
-    row = row | _parameters(point)
+    row = row | point_columns(point)
     if record["status"] != "ok":
         return [row]
     rows = [row | measured for measured in record["rows"]]
@@ -175,7 +175,7 @@ def _keys(point, record):
     return keys | {name: point[name] for name in ("gpu", "model", "scheme")}
 
 
-def _parameters(point):
+def point_columns(point):
     """The point's parameters that its table has as columns."""
     stage = point["stage"]
     found = dict(point["identity"]["params"])
