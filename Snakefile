@@ -5,6 +5,7 @@ snakemake schemes | support      what each scheme needs; what each device does w
 snakemake plan                   what is missing, why, and what it would cost
 snakemake usage                  device hours that the runs used, and what a rerun would cost
 snakemake staging                all that needs the network
+snakemake compare --config compare=<study, folder or store>    what changed, and what differs in how it was measured
 snakemake --configfile config/<study>.yaml ...
 """
 

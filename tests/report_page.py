@@ -42,6 +42,46 @@ def only(study, *, gpus=None, schemes=None, sections=SECTIONS):
     return manifest, tables
 
 
+def hostile_study(study, text):
+    """The study with `text` wherever a string can come from outside: title, names, reasons, answers, kernels, versions, hosts."""
+    manifest, tables = copied(study[0]), dict(study[1])
+    manifest["study"]["title"] = text
+    manifest["models"]["tiny"]["source"] = text
+    outside = (
+        "reason",
+        "answer",
+        "target",
+        "sample",
+        "kernel",
+        "filter",
+        "task",
+        "dataset",
+        "layer",
+        "layer_kind",
+        "host",
+    )
+    outside += (
+        "driver",
+        "device_name",
+        "log",
+        "error",
+        "computes",
+        "isa",
+        "cuda_version",
+        "mismatch",
+        "chooser_kernel",
+    )
+    outside += ("chooser_computes", "chooser_reason", "rule_kernel", "rule_reason", "engine_kernels")
+    for name, frame in tables.items():
+        # The ends stay what they were, so that groups stay apart.
+        changed = [(pl.col(c).fill_null("") + text).alias(c) for c in outside if c in frame.columns]
+        frame = frame.with_columns(changed)
+        if "scheme" in frame.columns:
+            frame = frame.with_columns(pl.col("scheme").replace({"rtn-int4": text}))
+        tables[name] = frame
+    return json.loads(json.dumps(manifest).replace('"rtn-int4"', json.dumps(text))), tables
+
+
 def written(html):
     """The page without scripts and style: what is said."""
     return re.sub(r"<(script|style)\b.*?</\1>", "", html, flags=re.DOTALL)
@@ -68,7 +108,7 @@ def unpacked(text):
 def row_of(html, gpu, scheme):
     """The scheme's row of the first table, below the gpu's heading."""
     first = written(html).split('class="scroll first')[1].split("</table>")[0]
-    body = next(body for body in first.split("<tbody>")[1:] if f"<span>{gpu} " in body)
+    body = next(body for body in first.split("<tbody")[1:] if f"<span>{gpu} " in body)
     return next(row for row in body.split("<tr ") if f'<th scope="row">{scheme}<' in row)
 
 

@@ -19,6 +19,7 @@ import random
 from pathlib import Path
 
 from quantbench import sensitivity
+from quantbench.energy import METERED
 from quantbench.keys import canonical_json, key
 from quantbench.layers import layer_points
 from quantbench.model_fit import quantized_layers
@@ -45,6 +46,7 @@ from synthetic_facts import (
     SPEEDUP,
     UNQUANTIZED,
     VERSIONS,
+    layer_errors,
 )  # fmt: skip
 
 
@@ -157,8 +159,9 @@ class Study:
         for name, part in sensitivity.parts(scheme, HF_CONFIG, "linear").items():
             block, kind = sensitivity.place_of(name)
             nats = 0.1 if block is None else 0.001 * (block + 1) * (10 if (block, kind) == (2, "down_proj") else 1)
-            identity = {"artefact": "point", "stage": "sensitivity", "protocol": 1, "checkpoint": checkpoint, "gpu": None}
-            identity |= {"versions": {"torch": "2.13.0"}, "params": {"part": name, "documents": DOCUMENTS}}
+            identity = {"artefact": "point", "stage": "sensitivity", "protocol": 1, "gpu": None}
+            identity |= {"checkpoint": checkpoint, "versions": {"torch": "2.13.0"}}
+            identity |= {"params": {"part": name, "documents": DOCUMENTS}}
             rows = [
                 {
                     "document": i,
@@ -175,22 +178,16 @@ class Study:
             self._write(point | labels, rows)
 
     def add_layers(self, model):
-        """Layer after layer a tenth of a dB better: weights from 20 dB, outputs from 15 dB, of every quantized scheme."""
         for checkpoint in self.manifest["checkpoints"]:
             if checkpoint["model"] == model:
                 for point in layer_points(self.manifest["study"], checkpoint, {"arithmetic": "d" * 64}):
-                    rows = [
-                        {"layer": name, "n": n, "k": k, "weight_sqnr_db": 20 + i / 10, "output_sqnr_db": 15 + i / 10, "tokens": 900}
-                        for i, (name, (n, k)) in enumerate(quantized_layers(SCHEMES[point["scheme"]], HF_CONFIG).items())
-                    ]
+                    rows = layer_errors(quantized_layers(SCHEMES[point["scheme"]], HF_CONFIG))
                     run_id = f"quantize_model-{model}-{point['scheme']}"
                     self.store.write_point(point["identity"], status="ok", rows=rows, run_id=run_id)
                     self.manifest["layers"].append(point)
 
     def _checkpoint_key(self, model, scheme):
-        return next(
-            c["key"] for c in self.manifest["checkpoints"] if (c["model"], c["scheme"]) == (model, scheme)
-        )
+        return next(c["key"] for c in self.manifest["checkpoints"] if (c["model"], c["scheme"]) == (model, scheme))
 
     def add_variant(self, gpu, model, scheme):
         kernel, computes, quantized = KERNELS.get((gpu, scheme), UNQUANTIZED)
@@ -215,7 +212,10 @@ class Study:
             params = {"load": load_kind, "rate_per_s" if load_kind == "rate" else "concurrency": level}
             params |= {"input_tokens": 64, "output_tokens": 16, "requests": REQUESTS, "seed": 0}
             add("serving", params, self._requests(load_kind, level, 0.2 / SPEEDUP[scheme]))
-        search = SEARCH | {"slo": SLO, "send": {"input_tokens": 64, "output_tokens": 16, "requests": REQUESTS, "seed": 0}}
+        search = SEARCH | {
+            "slo": SLO,
+            "send": {"input_tokens": 64, "output_tokens": 16, "requests": REQUESTS, "seed": 0},
+        }
         add("search", search, probes(SPEEDUP[scheme]))
         params = {"task": "gsm8k", "dataset": "d" * 64, "split": "test", "questions": QUESTIONS, "shots": 3}
         add("accuracy", params | {"fewshot_split": "train"}, answers(scheme), dataset_name="arithmetic")
@@ -324,7 +324,9 @@ class Study:
             if invalid and stage != "load":
                 status, reason = "invalid", "its linear layers ran unquantized"
             point = {"stage": stage, "gpu": gpu, "model": model, "scheme": scheme, "identity": identity, **more}
-            self._write(point, rows, status, reason, kinds if stage == "serving" and not unsupported else None)
+            self._write(
+                point, rows, status, reason, kinds if stage in ("serving", "search") and not unsupported else None
+            )
 
         return add
 
@@ -341,6 +343,11 @@ class Study:
         self.store.write_run(run | ({"kernels": kernels} if kernels else {}))
         rows = rows if status == "ok" else []
         arguments = {"status": status, "reason": reason, "rows": rows, "run_id": run_id, "measured_s": 1.5}
+        if status == "ok" and point["gpu"] == "h200" and point["stage"] in METERED:
+            # 700 W, except that each scheme draws as much less as it is faster.
+            seconds = sum(row.get("elapsed_s", 0.01) for row in rows)
+            drawn = {"joules": 700 / SPEEDUP[point["scheme"]] * seconds, "seconds": seconds, "largest_gap_s": 0.1}
+            arguments["energy"] = drawn | {"valid": True}
         self.store.write_point(point["identity"], **arguments)
         self.manifest["points"].append({"key": key(point["identity"]), **json.loads(canonical_json(point))})
 

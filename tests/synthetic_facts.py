@@ -130,3 +130,11 @@ VERSIONS = {"vllm": "0.32.0", "torch": "2.13.0"}
 # What the study's servers have to keep, and the search for the highest rate at which they do.
 SLO = {"ttft_s": 0.2, "share": 0.9}
 SEARCH = {"least_rate_per_s": 1.0, "most_rate_per_s": 16.0, "probes": 8}
+
+
+def layer_errors(shapes):
+    """A scheme's rows of `layers`: a tenth of a dB better from layer to layer, weights from 20 dB and outputs from 15 dB."""
+    return [
+        {"layer": name, "n": n, "k": k, "tokens": 900, "weight_sqnr_db": 20 + i / 10, "output_sqnr_db": 15 + i / 10}
+        for i, (name, (n, k)) in enumerate(shapes.items())
+    ]

@@ -15,6 +15,7 @@ from quantbench.schemes import compressed_tensors_config, load_schemes
 from quantbench.store import Store
 from quantbench.study import ROOT, load_study
 from quantbench.tables import build_tables
+from quantbench.workflow import Workflow
 from synthetic import synthetic_study
 from workflow_study import CONFIG
 
@@ -89,6 +90,12 @@ def test_a_job_of_its_own_is_told_what_decides_whether_it_is_needed(config):
     assert key(job["load_point"]) in {point["key"] for point in expand(own) if point["stage"] == "load"}
 
 
+def test_it_waits_for_the_schemes_own_start_and_the_baselines_distributions(config):
+    waits = Workflow(copy.deepcopy(config)).needs("measure_engine", gpu="cpu", model="tiny", scheme="nvfp4a16+emulated")
+    for wanted in ("engine/cpu/tiny/nvfp4a16.json", "engine/cpu/tiny/bf16.json", "checkpoints/tiny/nvfp4a16.json"):
+        assert f"results/small/{wanted}" in waits
+
+
 NATIVE = [{"layer_kind": "o_proj", "count": 4, "kernel": "K", "computes": "w4a16-fp4", "quantized": True}]
 HEAD = {"layer_kind": "lm_head", "count": 1, "kernel": "H", "computes": "bf16", "quantized": False}
 
@@ -150,7 +157,9 @@ from types import SimpleNamespace
 
 def nearest(x, grid):
     grid = torch.tensor([-v for v in reversed(grid)] + list(grid), dtype=torch.float64)
-    return grid[(x.unsqueeze(-1) - grid).abs().argmin(-1)]
+    # Halfway, the number whose last bit is 0: every other one, counted from 0.
+    odd = torch.tensor([i % 2 for i in reversed(range(8))] + [i % 2 for i in range(8)])
+    return grid[((x.unsqueeze(-1) - grid).abs() + 1e-9 * odd).argmin(-1)]
 
 def round_inputs(x, inputs):
     if inputs is None:
@@ -158,7 +167,9 @@ def round_inputs(x, inputs):
     groups = x.unflatten(-1, (-1, inputs.get("group_size") or x.shape[-1]))
     most = groups.abs().amax(-1, keepdim=True)
     if inputs["num_bits"] == 4 and inputs["group_size"] == 32:
-        scale = torch.exp2(torch.floor(torch.log2(most)) - 2)
+        # The power of two below the largest, so that it becomes 4 to 8; from 7 on the next one, since 6 is the most.
+        power = torch.exp2(torch.floor(torch.log2(most)))
+        scale = torch.where(most / power >= 1.75, 2 * power, power) / 4
         return (nearest((groups / scale).clamp(-6, 6), FP4_VALUES) * scale).flatten(-2)
     if inputs["num_bits"] == 4:
         divisor = 448 * 6 / LARGEST_INPUT
@@ -207,7 +218,7 @@ def test_an_emulated_layer_multiplies_what_the_format_says(layers, name):
     assert found["computes"] == f"emulated-{SCHEMES[name]['computes']}" and found["quantized"]
     inputs = SCHEMES[name]["format"]["input_activations"]
     # bfloat16 rounds weights, activations and the result by 2^-9 at most each; of 4-bit activations some of ten thousand lie
-    # halfway between two numbers, where the last bit of their scale decides
+    # so near the middle of two numbers that the last bit of their scale decides
     assert found["off"] < (0.015 if inputs and inputs["num_bits"] == 4 else 0.005)
     # and rounding the activations, where the format does, is more than that: to 8 bits 0.7 %, to 4 bits 10 %
     least = 0 if inputs is None else 0.08 if inputs["num_bits"] == 4 else 0.006
@@ -218,6 +229,7 @@ def test_an_emulated_layer_multiplies_what_the_format_says(layers, name):
 # numbers in its linear layers: weights as dequantized, activations rounded before each.
 MODEL = """
 import shutil, torch
+from pathlib import Path
 from quantbench.engine import emulation, fidelity
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -296,12 +308,13 @@ def reported(tmp_path_factory):
     run = {"run_id": "emulation", "stage": "measure_engine", "gpu": "cpu", "model": "tiny", "scheme": "rtn-int4"}
     run["kernels"] = [{**NATIVE[0], "kernel": "EmulatedLinearKernel", "computes": "emulated-w4a16"}]
     store.write_run(run)
+    store.write_run(run | {"run_id": "refused", "kernels": None})
     for point in [p for p in manifest["points"] if (p["gpu"], p["scheme"]) == ("cpu", "rtn-int4")]:
         path = store.point_path(point["key"])
         if point["stage"] in ("support", "gemm"):
             continue
         record = json.loads(path.read_text())
-        path.write_text(json.dumps(record | REFUSED | {"rows": []}))
+        path.write_text(json.dumps(record | REFUSED | {"rows": [], "run_id": "refused"}))
         if point["stage"] in emulated.STAGES:
             identity = point["identity"] | {"emulated": emulated.EMULATION}
             manifest["points"].append(point | {"key": key(identity), "identity": identity, "emulated": True})
@@ -349,8 +362,8 @@ def test_an_emulated_scheme_is_compared_in_quality_and_never_chosen(reported):
 
 def test_the_report_says_emulated_wherever_the_numbers_stand(reported):
     page, summary = render(*reported)
-    for section in emulated.STAGES:
-        text = page.split(f'id="{section}"')[1].split("<section")[0]
+    for section in ("accuracy", "perplexity"):
+        text = page.split(f'<section id="{section}"')[1].split("</section>")[0]
         # in the chart's labels and its description, in the table, and in a note
         assert text.count("rtn-int4 (emulated)") >= 3 and "has no kernel on this device and is emulated" in text, (
             section

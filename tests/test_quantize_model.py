@@ -21,6 +21,7 @@ from quantbench.keys import key
 from quantbench.prequantized import check_claims
 from quantbench.quantize import checkpoint
 from quantbench.store import Store
+from quantize_programs import CHECKS, EVERY, ONE_LAYER, SAME_WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "workflow" / "scripts"
@@ -57,10 +58,12 @@ def job_of(name, model, versions, scheme=None, **changes):
 
 def layer_point(identity, texts):
     """The point of a checkpoint's layers, as the manifest has it."""
-    checkpoint_entry = {"quantized": True, "key": key(identity), "model": "tiny", "scheme": "any"}
-    config = {"calibration": {"mix": None, "chat_template": False, **texts}}
-    [point] = layers.layer_points(config, checkpoint_entry, {texts["dataset"]: texts["dataset"]})
+    [point] = layers.layer_points({"calibration": texts}, layer_entry(identity), {texts["dataset"]: texts["dataset"]})
     return point
+
+
+def layer_entry(identity):
+    return {"quantized": True, "key": key(identity), "model": "tiny", "scheme": "any"}
 
 
 # --- without the toolkit --------------------------------------------------------------------------------------------
@@ -119,40 +122,6 @@ def test_layers_are_counted():
 
 # --- with the toolkit -----------------------------------------------------------------------------------------------
 
-# Each check of the toolkit module on its own, against a model that gets worse.
-CHECKS = """
-import json, sys
-from pathlib import Path
-import torch
-from safetensors.torch import load_file, save_file
-from quantbench.errors import UserError
-from quantbench.quantize import toolkit
-
-path, said = Path(sys.argv[1]), {}
-
-def check(name, function, *arguments):
-    try:
-        said[name] = str(function(*arguments))
-    except UserError as error:
-        said[name] = f"UserError: {error}"
-
-model = toolkit.load_model(path)
-check("no target", toolkit.layers_to_quantize, model, ["re:.*no_such_layer"], [])
-check("head", toolkit.layers_to_quantize, model, ["Linear"], [])
-check("no ignore", toolkit.layers_to_quantize, model, ["Linear"], ["lm_head", "re:.*no_such_layer"])
-check("nothing left", toolkit.layers_to_quantize, model, ["re:.*mlp"], ["re:.*_proj"])
-check("head meant", toolkit.layers_to_quantize, model, ["lm_head"], [])
-check("slip", toolkit.layers_to_quantize, model, ["Linear"], ["lm_haed"])
-weights = load_file(path / "model.safetensors")
-del weights["model.layers.1.mlp.up_proj.weight"]
-save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
-check("missing", toolkit.load_model, path)
-weights["model.layers.1.mlp.up_proj.weight"] = torch.full((768, 256), float("nan"), dtype=torch.bfloat16)
-save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
-check("nan", toolkit.load_model, path)
-print(json.dumps(said))
-"""
-
 
 @pytest.fixture(scope="module")
 def environment():
@@ -196,22 +165,6 @@ def quantize(toolkit, tmp_path):
         return done, json.loads(pointer.read_text()) if pointer.exists() else None
 
     return run
-
-
-# Every scheme in one process, since importing the toolkit takes longer than a scheme; each with its own error, if any.
-EVERY = """
-import json, sys
-import quantize_model
-jobs, store, output = json.loads(sys.stdin.read()), *sys.argv[1:]
-said = {}
-for name, job in jobs.items():
-    try:
-        quantize_model.main([f"--job={json.dumps(job)}", f"--store={store}", f"--output={output}/{name}.json"])
-        said[name] = json.load(open(f"{output}/{name}.json"))
-    except Exception as error:
-        said[name] = {"error": repr(error)}
-print(json.dumps(said))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -278,8 +231,10 @@ def test_every_scheme_makes_a_checkpoint(name, made, model):
     rows = layer_rows(record)
     assert len(rows) == 14 and rows[0]["layer"] == "model.layers.0.self_attn.q_proj"
     low, high = WEIGHTS_DB[schemes.number_type(scheme["format"]["weights"])]
-    # GPTQ gives up some of the weights' for the outputs' sake.
+    # GPTQ gives up some of the weights' for the outputs' sake; SmoothQuant makes columns of large inputs larger, whose
+    # rounding errors count in rows of their size.
     low -= 8 if "GPTQModifier" in schemes.modifier_names(scheme) else 0
+    low -= 8 if "SmoothQuantModifier" in schemes.modifier_names(scheme) else 0
     assert all(low < row["weight_sqnr_db"] < high for row in rows)
     assert all(5 < row["output_sqnr_db"] < 60 and row["tokens"] > 0 for row in rows)
     assert ("calibration_rows" in record) and bool(record["calibration_rows"]) == scheme["calibrated"]
@@ -321,32 +276,6 @@ def test_errors_of_the_layers_have_the_order_that_the_papers_give(made):
         assert all(a == pytest.approx(b, abs=0.05) for a, b in pairs)
 
 
-# What a SQNR is, by other means: the whole model in float64, one layer's weight replaced by a checkpoint's, dequantized by
-# the toolkit's own loader; with the smoothed neighbours of AWQ that is no longer one layer, so only GPTQ and rounding.
-ONE_LAYER = """
-import json, sys
-import torch
-from pathlib import Path
-from transformers import AutoModelForCausalLM
-from quantbench.quantize import layer_error, toolkit
-path, made, layer = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-model, other = toolkit.load_model(path), AutoModelForCausalLM.from_pretrained(made, dtype="auto")
-ids = torch.tensor([[5, 9, 2, 7, 7, 3, 250, 17]])
-seen = []
-module = model.get_submodule(layer)
-hook = module.register_forward_pre_hook(lambda _, given: seen.append(given[0].double()))
-model(input_ids=ids)
-hook.remove()
-with torch.no_grad():
-    y = seen[0] @ module.weight.double().T
-    z = other.get_submodule(layer)(seen[0].to(torch.bfloat16)).double()
-    db = 10 * torch.log10(y.square().sum() / (y - z).square().sum()).item()
-recipe = json.loads((made / "quantbench.json").read_text())["identity"]["recipe"]
-[row] = [row for row in layer_error.layer_errors(model, made, recipe, ids.tolist()) if row["layer"] == layer]
-print(json.dumps([db, row["output_sqnr_db"], row["tokens"]]))
-"""
-
-
 @pytest.mark.quantize
 @pytest.mark.parametrize("name", ["rtn-int4", "int8-rtn", "fp8-static"])
 def test_a_layers_error_is_what_the_toolkits_own_layer_makes(name, made, model, toolkit):
@@ -354,38 +283,6 @@ def test_a_layers_error_is_what_the_toolkits_own_layer_makes(name, made, model, 
     assert done.returncode == 0, done.stderr
     theirs, ours, tokens = json.loads(done.stdout.splitlines()[-1])
     assert tokens == 8 and ours == pytest.approx(theirs, abs=0.5)
-
-
-# Dequantizes a checkpoint of each layout with nothing of the project: numbers by shifting, one position at a time.
-SAME_WEIGHTS = """
-import json, sys
-import torch
-from safetensors.torch import load_file
-
-def numbers(packed, order=range(8)):
-    found = torch.stack([packed >> 4 * order.index(i) & 15 for i in range(8)], -1)
-    return found.reshape(*packed.shape[:-1], -1)
-
-def compressed(tensors, layer):
-    weight, scale = numbers(tensors[layer + ".weight_packed"]), tensors[layer + ".weight_scale"].double()
-    zero = tensors.get(layer + ".weight_zero_point")
-    zero = torch.full(scale.shape, 8) if zero is None else numbers(zero.T.contiguous()).T
-    return (weight - zero.repeat_interleave(128, 1)) * scale.repeat_interleave(128, 1)
-
-def native(tensors, layer, awq):
-    order = [0, 2, 4, 6, 1, 3, 5, 7] if awq else list(range(8))
-    packed = tensors[layer + ".qweight"]
-    weight = numbers(packed, order) if awq else numbers(packed.T.contiguous()).T
-    zero = numbers(tensors[layer + ".qzeros"], order) + (0 if awq else 1)
-    scale = tensors[layer + ".scales"].double()
-    return ((weight - zero.repeat_interleave(128, 0)) * scale.repeat_interleave(128, 0)).T
-
-one, other = (load_file(path + "/model.safetensors") for path in sys.argv[1:3])
-layers = [name.removesuffix(".weight_packed") for name in one if name.endswith(".weight_packed")]
-same = [torch.equal(compressed(one, layer), native(other, layer, sys.argv[3] == "awq")) for layer in layers]
-plain = [torch.equal(one[name], other[name]) for name in one if name in other]
-print(json.dumps([len(layers), all(same), len(plain), all(plain)]))
-"""
 
 
 @pytest.mark.quantize
@@ -434,3 +331,21 @@ def test_what_the_toolkit_does_not_check(model, toolkit, tmp_path):
     assert "no linear layer of the model; did you mean 'lm_head'?" in said["slip"]
     assert "the weights lack model.layers.1.mlp.up_proj.weight" in said["missing"]
     assert "model.layers.1.mlp.up_proj.weight holds NaN" in said["nan"]
+
+
+@pytest.mark.quantize
+def test_a_stored_checkpoint_is_only_compared(model, versions, quantize, tmp_path):
+    job = job_of("rtn-int4", model, versions)
+    _, made = quantize(job)
+    before = {path.name: path.stat().st_mtime_ns for path in Path(made["path"]).iterdir()}
+    # One point on texts, as a study with a calibration has it, and one without, of a study that has none.
+    points = [layer_point(job["identity"], TEXTS), layers.layer_points({}, layer_entry(job["identity"]), {})[0]]
+    job["layers"] = [{"identity": p["identity"], "dataset_paths": job["dataset_paths"]} for p in points]
+    done, again = quantize(job)
+    assert done.returncode == 0 and again == made, done.stderr
+    assert {path.name: path.stat().st_mtime_ns for path in Path(made["path"]).iterdir()} == before
+    store = Store(tmp_path / "store")
+    on_texts, alone = (store.read_point(point["key"])["rows"] for point in points)
+    assert [row["weight_sqnr_db"] for row in alone] == pytest.approx([row["weight_sqnr_db"] for row in on_texts])
+    assert all(row["output_sqnr_db"] is None and row["tokens"] is None for row in alone)
+    assert [run["points_measured"] for run in store.read_runs().values()] == [0, 2]

@@ -25,7 +25,9 @@ def large(study):
         frame = pl.concat([tables[name]] * times)
         # As long in digits as a measured time: copies would pack to nothing.
         jitter = 1 + 0.001 * pl.int_range(pl.len()).hash(seed=1).cast(pl.Float64) / 2.0**64
-        timed = [(pl.col(c) * jitter).alias(c) for c in frame.columns if c.endswith("_s") and frame[c].dtype == pl.Float64]
+        timed = [
+            (pl.col(c) * jitter).alias(c) for c in frame.columns if c.endswith("_s") and frame[c].dtype == pl.Float64
+        ]
         tables[name] = frame.with_columns(timed)
     return study[0], tables
 
@@ -50,7 +52,9 @@ def test_many_charts_are_folded_and_unfold_to_what_they_were(study, rendered, mo
     packs = [part.split('"')[0] for part in html.split('data-pack="')[1:]]
     assert len(html) < len(rendered[0]) and len(packs) > 5
     whole = rendered[0].split('<section id="latency"')[1].split("</section>")[0]
-    inside = next(text for text in map(unpacked, packs) if "h200 · tiny · 64" in text or "Tokens per second" not in text)
+    inside = next(
+        text for text in map(unpacked, packs) if "h200 · tiny · 64" in text or "Tokens per second" not in text
+    )
     heading = inside.split("<h3>")[1].split("</h3>")[0]
     assert heading in whole
     assert len(specifications(html)) + sum(text.count("data-chart=") for text in map(unpacked, packs)) == len(

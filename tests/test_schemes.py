@@ -68,7 +68,7 @@ def test_what_data_free_schemes_need_no_rows_for(shipped):
     }
     assert free == {
         "fp8-dynamic", "fp8-block", "int8-rtn", "int8-weight-only", "rtn-int4", "rtn-int4-asymmetric", "nvfp4a16", "mxfp4",
-        "mxfp4a16",
+        "mxfp4a16", "rtn-int4-spared",
     }  # fmt: skip
 
 

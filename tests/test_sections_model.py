@@ -3,9 +3,10 @@
 import polars as pl
 import pytest
 from quantbench.gpus import load_gpus
+from quantbench.model_step import NVFP4, TARGET, decode_rows, fp4_projection
 from quantbench.roofline import gemm_bytes
 from quantbench.schemes import load_schemes
-from quantbench.sections_model import NVFP4, TARGET, _best_words, _kv_bytes, _where_it_went, decode_rows, fp4_projection
+from quantbench.sections_model import _best_words, _kv_bytes, _where_it_went
 from quantbench.study import ROOT
 
 # Two blocks; one token keeps 2 x 2 blocks x 2 heads x 16 x 2 bytes = 256 bytes.

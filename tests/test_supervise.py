@@ -156,7 +156,10 @@ def test_a_process_that_hangs_ends_with_its_parent(tmp_path):
     assert hanging.ppid() == script.pid
     script.kill()
     script.wait()
-    assert not psutil.wait_procs([hanging], timeout=20)[1]
+    _, left = psutil.wait_procs([hanging], timeout=20)
+    for process in left:
+        process.kill()
+    assert not left
 
 
 def test_kill_minus_nine_of_the_supervisor_ends_main(job, tmp_path):

@@ -46,10 +46,10 @@ def test_the_first_run_measures_every_point_with_one_engine_and_one_server_per_v
     # two variants; per variant 1 load, 1 latency, 1 throughput, 1 accuracy, 1 perplexity and 2 serving points, and the
     # distributions of the baseline, which the other is compared with;
     # one probe; per format one question whether the device supports it; gemm: 5 kinds of layer in bf16 and, without
-    # the output head, 4 in int4
+    # the output head, 4 in int4; and the layers of the quantized checkpoint
     assert base.first.stages == {
         "probe": 1, "support": 2, "gemm": 9, "load": 2, "latency": 2, "throughput": 2, "accuracy": 2, "perplexity": 2, "serving": 4,
-        "reference": 1, "fidelity": 1,
+        "reference": 1, "fidelity": 1, "layers": 1,
     }  # fmt: skip
     variants = ("bf16", "rtn-int4")
     assert base.first.starts == {(rule, s): 1 for rule in ("measure_engine", "measure_serving") for s in variants}
@@ -103,6 +103,7 @@ def test_a_changed_recipe_costs_its_own_variant(checkout):
     # the int4 format is another one now: its 4 kinds of layer, too
     assert run.stages == {
         "load": 1, "latency": 1, "throughput": 1, "accuracy": 1, "perplexity": 1, "fidelity": 1, "serving": 2, "support": 1, "gemm": 4,
+        "layers": 1,
     }  # fmt: skip
     assert run.starts == {("measure_engine", "rtn-int4"): 1, ("measure_serving", "rtn-int4"): 1}
     measured = {"quantize_model": 1, "ask_support": 1, "measure_gemm": 1, "measure_engine": 1, "measure_serving": 1}

@@ -4,8 +4,9 @@
 
 For the reference study (3 models, 8 schemes, 4 gpus) and a larger one (8, 10, 6), with all stages, in copies of the
 checkout: a dry run and `snakemake plan` with an empty store; the run that makes tables and report from a store in which
-every point stands (made up, scale_study.py); then the same command again, which has nothing to do; `plan` and `usage`; and
-what a job costs on its node besides measuring. Prints seconds beside jobs and points; asserts nothing about them.
+every point stands (made up, scale_study.py), and its two steps by themselves; then the same command again, which has nothing
+to do; `plan` and `usage`; and what a job costs on its node besides measuring. Prints seconds beside jobs, points and rows;
+asserts nothing about them.
 """
 
 import argparse
@@ -18,6 +19,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import polars
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "workflow" / "scripts"))
 
@@ -43,7 +46,7 @@ def main(argv=None):
 
 
 def measure(folder, size, repeats):
-    """{"size", "jobs", "points", "store_files", "seconds": {what: [seconds]}} of one study."""
+    """{"size", "jobs", "points", "store_files", "rows", "report_bytes", "seconds": {what: [seconds]}} of one study."""
     config = make_checkout(folder, *size)
     print("{} models x {} schemes x {} gpus".format(*size), flush=True)
     seconds = {}
@@ -66,6 +69,13 @@ def measure(folder, size, repeats):
     run(folder, str(Path(__file__).with_name("scale_study.py")), "study.yaml", python=True)
     full = timed("tables and report of the full store", "--configfile", "study.yaml", times=1)
     assert "measure_engine" not in full, full
+    for what, script in (("tables alone", tables_command()), ("report alone", report_command())):
+        _, taken_s = run(folder, *script, python=True)
+        seconds[what] = [taken_s]
+        print(f"  {what:<42} {taken_s:6.2f} s", flush=True)
+    rows = sum(polars.read_parquet(table).height for table in (folder / "results/scale/tables").glob("*.parquet"))
+    size = (folder / "reports" / "scale.html").stat().st_size
+    print(f"  {rows:,} rows, a report of {size / 1e6:.1f} MB", flush=True)
     nothing = timed("nothing stale", "--configfile", "study.yaml")
     assert "Nothing to be done" in nothing, nothing
     timed("plan, nothing stale", "plan", "--configfile", "study.yaml", times=1)
@@ -85,9 +95,22 @@ def measure(folder, size, repeats):
         "jobs": jobs,
         "points": points,
         "store_files": files,
+        "rows": rows,
+        "report_bytes": size,
         "seconds": seconds,
         "peak_bytes": peak_bytes(),
     }
+
+
+def tables_command():
+    tables = "results/scale/tables"
+    return ["workflow/scripts/build_tables.py", "--manifest=results/scale/manifest.json", "--store=results/store",
+            f"--output={tables}"]  # fmt: skip
+
+
+def report_command():
+    return ["workflow/scripts/render_report.py", "--manifest=results/scale/manifest.json", "--tables=results/scale/tables",
+            "--title=?", "--output=reports/scale.html", "--summary=reports/scale.summary.json"]  # fmt: skip
 
 
 def job_arguments(config):

@@ -125,7 +125,11 @@ def fill_store(config):
 def _noisy(rows, key):
     """The rows with 2 % of noise on what is a time: as long in digits, and as hard to pack, as measurements are."""
     draw = random.Random(key).lognormvariate
-    return [{name: v * draw(0, 0.02) if name.endswith("_s") and isinstance(v, float) else v for name, v in row.items()} for row in rows]
+
+    def noisy(name, value):
+        return value * draw(0, 0.02) if name.endswith("_s") and isinstance(value, float) else value
+
+    return [{name: noisy(name, value) for name, value in row.items()} for row in rows]
 
 
 def _run(run_id, point):

@@ -17,6 +17,9 @@ from quantbench.manifest import unstaged_message
 from quantbench.table_schema import SCHEMA as TABLES
 from quantbench.workflow import MEASURING, Workflow
 
+# What `snakemake compare` sets the study beside is no part of the study.
+COMPARED = config.pop("compare", None)
+
 try:
     STUDY = Workflow(config)
 except UserError as error:
@@ -151,7 +154,7 @@ def table_files():
 
 
 def report_files():
-    return [f"reports/{STUDY.study.name}.html", f"reports/{STUDY.study.name}.summary.json"]
+    return [f"reports/{STUDY.study.name}.{suffix}" for suffix in ("html", "summary.json", "md")]
 
 
 # Staging is over when these jobs run: nothing may reach for the hub. Engine output goes to the log, progress to the console.

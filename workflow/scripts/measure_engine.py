@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from quantbench import emulated
+from quantbench.console import say
 from quantbench.energy import METERED, meter
 from quantbench.engine import emulation
 from quantbench.engine.settings import engine_environment
@@ -22,9 +23,11 @@ from quantbench.points import check_versions, expand, missing_points, start_labe
 from quantbench.progress import Progress
 from quantbench.provenance import finish, new_run
 from quantbench.scratch import local_checkpoint
+from quantbench.start_phases import start_phases
 from quantbench.store import write_atomically
 from quantbench.supervise import supervised
 from quantbench.tasks import Unscorable
+from quantbench.time_limit import LIMITS, time_limit
 
 
 def main(argv=None):
@@ -80,14 +83,27 @@ def measure(job, points, store, progress):
         run["measured_s"] += measured_s or 0.0
         progress.step()
 
+    limits = job.get("limits", LIMITS)
+
+    def hung(points, reason):
+        """What the limit's thread does: the points are results, and the process ends; a new run does what is left."""
+        for point in points:
+            keep(point, "timeout", [], reason)
+        store.write_run(finish(run))
+        say(f"error: {reason}; run the same command again for the points that are left")
+        return 1
+
     library = check_tasks(job, points, store)
-    session, failure = start(job)
+    unready = f"the engine was not ready after {limits['start_s']:g} s"
+    with time_limit(limits["start_s"], lambda: hung(points, unready)):
+        session, failure = start(job)
     if failure:
         for point in points:
             keep(point, failure[0], [], failure[1])
         store.write_run(finish(run))
         return
     run["engine_start_s"], run["kernels"] = session.start_s, session.kernels
+    run["start_phases_s"] = start_phases(log_tail(size=None))
     store.write_run(run)
     progress.begin()
     # A scheme that ran as something else entirely is never reported as the scheme; that it loaded is a fact.
@@ -95,6 +111,7 @@ def measure(job, points, store, progress):
         job["expects"], session.kernels, job["engine_args"]["dtype"]
     )
     measurers = Measurers(session, job, store, library)
+    late = f"the point was not done after {limits['point_s']:g} s"
     # Asked again before each point: another run may have measured it while the engine started.
     for [point] in store.unmeasured([point] for point in points):
         if wrong and point["stage"] != "load":
@@ -105,7 +122,8 @@ def measure(job, points, store, progress):
             continue
         started = time.perf_counter()
         try:
-            rows = getattr(measurers, point["stage"])(point)
+            with time_limit(limits["point_s"], lambda point=point: hung([point], late)):
+                rows = getattr(measurers, point["stage"])(point)
         except Unscorable as error:
             keep(point, "unsupported", [], str(error))
             continue
@@ -155,11 +173,12 @@ def start(job):
 
 
 def log_tail(size=20_000):
-    """The end of this job's log, where it has one."""
+    """The end of this job's log, where it has one; all of it for size None."""
     path = os.environ.get("QUANTBENCH_LOG")
     if not path or not Path(path).exists():
         return ""
-    return Path(path).read_text(errors="replace")[-size:]
+    text = Path(path).read_text(errors="replace")
+    return text if size is None else text[-size:]
 
 
 class Measurers:

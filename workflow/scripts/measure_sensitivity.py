@@ -11,6 +11,7 @@ import os
 import time
 from pathlib import Path
 
+from quantbench.errors import UserError
 from quantbench.jobs import job_options
 from quantbench.keys import canonical_json
 from quantbench.points import check_versions, expand, missing_points
@@ -56,7 +57,7 @@ def measure(job, store, points, progress):
     if torch.cuda.is_available():
         run["device_name"] = torch.cuda.get_device_name()
     tokenizer = toolkit.load_tokenizer(path)
-    checkpoint = sensitivity.Checkpoint(job["checkpoint_path"])
+    checkpoint = sensitivity.Checkpoint(job["checkpoint_path"], model.device)
     # A block holds all that a recipe rescales; a scan by blocks says nothing of one by layers.
     layers = {name: part for name, part in job["parts"].items() if name != ALL and place_of(name)[1] != "block"}
     sensitivity.check_rest(model, checkpoint, layers or job["parts"])
@@ -83,7 +84,10 @@ def tokens(tokenizer, params, store):
     """Token ids of a point's documents, those of a single token left out: nothing predicts it."""
     path = store.folder("datasets", params["dataset"]) / f"{params['split']}.jsonl"
     found = (tokenizer(text)["input_ids"][: params["max_tokens"]] for text in documents(path, params["documents"]))
-    return [ids for ids in found if len(ids) > 1]
+    rows = [ids for ids in found if len(ids) > 1]
+    if not rows:
+        raise UserError(f"{path}: none of its first {params['documents']} documents has two tokens")
+    return rows
 
 
 if __name__ == "__main__":

@@ -24,8 +24,10 @@ from quantbench.progress import Progress
 from quantbench.provenance import finish, new_run
 from quantbench.rate_search import next_rate, probe_identity, probe_row
 from quantbench.scratch import local_checkpoint
+from quantbench.start_phases import start_phases
 from quantbench.store import write_atomically
 from quantbench.supervise import supervised
+from quantbench.time_limit import LIMITS
 
 WATCH_S = 0.5
 
@@ -57,7 +59,7 @@ def measure(job, missing, store, progress, log):
     check_device(job["gpu_entry"], run["device_name"])
     check_versions(missing, run["versions"])
     store.write_run(run)
-    asked = {point["key"] for point in missing}
+    asked, limits = {point["key"] for point in missing}, job.get("limits", LIMITS)
 
     def keep(identity, status, reason=None, rows=(), measured_s=None, energy=None):
         store.write_point(
@@ -78,8 +80,9 @@ def measure(job, missing, store, progress, log):
     checkpoint = local_checkpoint(job["checkpoint_path"])
     try:
         with start_server(checkpoint, job["engine_args"], log, job["gpu_entry"]) as server:
-            server.wait_until_ready()
+            server.wait_until_ready(limits["start_s"])
             run["engine_start_s"] = server.start_s
+            run["start_phases_s"] = start_phases(Path(log).read_text(errors="replace"))
             run["kernels"] = server.kernels()
             progress.say(f"server ready after {server.start_s:.1f} s")
             if reason := refusal(job["expects"], run["kernels"], job["engine_args"]["dtype"]):
@@ -90,7 +93,7 @@ def measure(job, missing, store, progress, log):
                 left = (point for [point] in store.unmeasured([point] for point in missing))
                 prompts = prompts_of(job, Path(checkpoint))
                 power = meter(job["gpu_entry"], job["engine_args"].get("tensor_parallel_size", 1))
-                asyncio.run(measure_points(server, prompts, left, store, keep, power))
+                asyncio.run(measure_points(server, prompts, left, store, keep, power, limits["point_s"]))
     except EngineFailed as failure:
         for point in missing:
             keep(point["identity"], failure.status, failure.reason)
@@ -101,8 +104,8 @@ def measure(job, missing, store, progress, log):
     return None
 
 
-async def measure_points(server, prompts, points, store, keep, power=NO_METER):
-    """One load after another against a running server, each kept as it ends. Raises ServerDied."""
+async def measure_points(server, prompts, points, store, keep, power=NO_METER, limit_s=LIMITS["point_s"]):
+    """One load after another against a running server, each kept as it ends. Raises ServerDied, also of one that hangs."""
     from quantbench.engine.client import Client
 
     async with Client(server.url, SERVED_NAME, server.headers, prompts, power) as client:
@@ -111,9 +114,12 @@ async def measure_points(server, prompts, points, store, keep, power=NO_METER):
         async def measure_load(identity):
             nonlocal fresh
             began = time.monotonic()
-            status, reason, rows = await load_result(server, client.measure(identity["params"], fresh))
+            status, reason, rows = await load_result(server, client.measure(identity["params"], fresh), limit_s)
             fresh = False
-            keep(identity, status, reason, rows, time.monotonic() - began, client.energy)
+            energy = None if status == "timeout" else client.energy
+            keep(identity, status, reason, rows, time.monotonic() - began, energy)
+            if status == "timeout":
+                raise ServerDied(f"{reason}; run the same command again for the points that are left")
 
         for point in points:
             if point["stage"] == "search":
@@ -122,14 +128,18 @@ async def measure_points(server, prompts, points, store, keep, power=NO_METER):
                 await measure_load(point["identity"])
 
 
-async def load_result(server, load):
-    """(status, reason, rows) of one load. Raises ServerDied."""
+async def load_result(server, load, limit_s=LIMITS["point_s"]):
+    """(status, reason, rows) of one load; one that takes longer than `limit_s` is ended. Raises ServerDied."""
     from quantbench.engine.client import first_error
 
     load = asyncio.ensure_future(load)
     # A dead server may leave its port open in a process below it, and requests would wait for ever.
+    until = time.monotonic() + limit_s
     while server.alive() and not load.done():
         await asyncio.wait([load], timeout=WATCH_S)
+        if not load.done() and time.monotonic() > until:
+            load.cancel()
+            return "timeout", f"the load was not done after {limit_s:g} s", []
     error = first_error(load.result()) if load.done() else None
     # A server whose engine died answers with errors before it ends: that is no result.
     if error and not await asyncio.to_thread(server.recovers):

@@ -29,17 +29,18 @@ def main(argv=None):
     job, store = options.job, options.store
     identity = job["identity"]
     checkpoint_key = key(identity)
+    run = None
     if not store.has_folder("checkpoints", checkpoint_key):
-        make_checkpoint(job, store)
+        run = make_checkpoint(job, store)
     if missing := [point for point in job["layers"] if not store.has_point(key(point["identity"]))]:
-        compare_layers(job, missing, store)
+        compare_layers(job, missing, store, run)
     record = store.read_folder("checkpoints", checkpoint_key)
     path = store.folder("checkpoints", checkpoint_key)
     write_atomically(options.output, canonical_json({**record, "key": checkpoint_key, "path": str(path)}))
 
 
 def make_checkpoint(job, store):
-    """Quantize into the store; raises UserError for what a user can mend."""
+    """Quantize into the store; returns the run's record. Raises UserError for what a user can mend."""
     identity, model_path = job["identity"], Path(job["model_path"])
     recipe, calibration = recipe_of(job, store), identity["calibration"]
     check_versions(identity["versions"])
@@ -81,16 +82,21 @@ def make_checkpoint(job, store):
             # What a copy on a node is held to.
             files={path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()},
         )
-    store.write_run(finish(run | {"measured_s": record["quantize_s"]}))
+    run["measured_s"] = record["quantize_s"]
+    store.write_run(finish(run))
     print(
         f"[quantize_model {job['model']}/{job['scheme']}] {record['layers_quantized']} layers, "
         f"{record['bits_per_weight']:.3f} bits per weight, {record['quantize_s']:.1f} s",
         file=sys.stderr,
     )
+    return run
 
 
-def compare_layers(job, points, store):
-    """Measure these points: the checkpoint's layers against the model's. Raises UserError for what a user can mend."""
+def compare_layers(job, points, store, run=None):
+    """Measure these points: the checkpoint's layers against the model's. Raises UserError for what a user can mend.
+
+    run: the record of this process, where it has one already
+    """
     set_environment()
 
     from quantbench.quantize import layer_error, toolkit
@@ -98,7 +104,7 @@ def compare_layers(job, points, store):
 
     recipe, model_path = job["identity"]["recipe"], Path(job["model_path"])
     folder = store.folder("checkpoints", key(job["identity"]))
-    run = new_run("quantize_model", job)
+    run = run or new_run("quantize_model", job)
     store.write_run(run)
     began = time.monotonic()
     model, tokenizer = toolkit.load_model(model_path), toolkit.load_tokenizer(model_path)
@@ -115,7 +121,9 @@ def compare_layers(job, points, store):
         store.write_point(
             point["identity"], status=status, reason=reason, rows=found, run_id=run["run_id"], measured_s=spent
         )
-    store.write_run(finish(run | {"points_measured": len(points), "measured_s": time.monotonic() - began}))
+    run["points_measured"] += len(points)
+    run["measured_s"] += time.monotonic() - began
+    store.write_run(finish(run))
 
 
 def set_environment():

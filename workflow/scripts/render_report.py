@@ -1,21 +1,9 @@
-"""Render a study's report: one self-contained HTML file, and what its first table says as JSON.
+"""Render a study's report: one self-contained HTML file, and what its first table says as JSON and as Markdown.
 
     python workflow/scripts/render_report.py --manifest=results/demo/manifest.json --tables=results/demo/tables
-        --output=reports/demo.html --summary=reports/demo.summary.json
+        --output=reports/demo.html --summary=reports/demo.summary.json --markdown=reports/demo.md
 
-The summary file, null where nothing was measured:
-
-study, title, baseline   as the config has them
-answer   one per gpu and model: gpu, model, scheme (null: nothing can be said), metric (what "faster" means there), gain
-         over the baseline with low and high, sentence, latency (null, or the choice at the smallest batch at which it
-         differs, else at the smallest: scheme, label, differs, batch_size, gain, low, high, stops_at, sentence),
-         uncertain: sentences on what the study may have missed, left_out: null or a sentence on schemes without numbers
-schemes  one per gpu, model and scheme: status, reason, chosen, computes (what its kernels really did)
-         throughput_gain, latency_gain   {batch_size, gain, low, high, words}: times faster than the baseline, at the
-                                         largest and the smallest batch that both ran
-         accuracy                        per task {n, share, low, high} and, paired with the baseline, {difference,
-                                         difference_low, difference_high, p_holm, smallest_detectable, words}
-         bytes, bits_per_weight          of the checkpoint
+workflow/schemas/summary.schema.json describes every key of the JSON file.
 """
 
 import argparse
@@ -27,6 +15,7 @@ from pathlib import Path
 from quantbench.errors import UserError
 from quantbench.report import render
 from quantbench.store import write_atomically
+from quantbench.summary import markdown
 from quantbench.tables import read_tables
 
 
@@ -37,6 +26,7 @@ def main(argv=None):
     parser.add_argument("--tables", type=Path, required=True, help="folder with the study's tables")
     parser.add_argument("--output", type=Path, required=True, help="the HTML file to write")
     parser.add_argument("--summary", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--markdown", type=Path, help="the Markdown file to write")
     arguments = parser.parse_args(argv)
     manifest = json.loads(arguments.manifest.read_text())
     if arguments.title:
@@ -46,6 +36,8 @@ def main(argv=None):
     html, summary = render(manifest, read_tables(arguments.tables))
     write_atomically(arguments.output, html)
     write_atomically(arguments.summary, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    if arguments.markdown:
+        write_atomically(arguments.markdown, markdown(summary))
     print(f"{arguments.output}: {len(html.encode()) / 1e6:.1f} MB", file=sys.stderr)
 
 

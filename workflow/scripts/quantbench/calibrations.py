@@ -64,10 +64,10 @@ def identity(calibration, keys):
 
     def plain(part):
         found = {"dataset": keys[part["dataset"]], "split": part["split"]}
-        return found | ({"chat_template": True} if part["chat_template"] else {})
+        return found | ({"chat_template": True} if part.get("chat_template") else {})
 
     whole = {name: calibration[name] for name in ("samples", "max_tokens", "seed")}
-    if not calibration["mix"]:
+    if not calibration.get("mix"):
         return plain(calibration) | whole
     return {"mix": [plain(part) | {"share": part["share"]} for part in calibration["mix"]], **whole}
 

@@ -88,24 +88,31 @@ def _lines(look, x_title, y_title, log, with_reference, with_intervals, of):
     return _specification(alt.layer(*layers), PANEL_HEIGHT)
 
 
-def intervals(rows, look, *, x_title, reference=None, percent=False):
+def intervals(rows, look, *, x_title, reference=None, percent=False, log=False):
     """Value with its interval, one row per scheme: rows have value, low, high, and may have a `label` for the scheme's name.
-    `reference` draws a dashed rule."""
+    `reference` draws a dashed rule. On a `log` axis an interval that reaches zero ends where the axis does."""
     rows = [{"label": row["scheme"], **row} for row in rows]
+    if log:
+        least = min(row[name] for row in rows for name in ("value", "low") if row[name])
+        rows = [row | {"low": row["low"] if row["low"] is None else max(row["low"], least)} for row in rows]
     height = ROW_HEIGHT * len({row["label"] for row in rows}) + 10
-    kind = _intervals(_items(look), x_title, percent, reference is not None, _has(rows, "low"), height)
+    kind = _intervals(_items(look), x_title, percent, log, reference is not None, _has(rows, "low"), height)
     return _filled(kind, rows, reference)
 
 
 @functools.cache
-def _intervals(look, x_title, percent, with_reference, with_intervals, height):
+def _intervals(look, x_title, percent, log, with_reference, with_intervals, height):
     y = alt.Y("label:N", title=None, sort=None, axis=alt.Axis(ticks=False, grid=True, labelPadding=8))
     base = _chart("rows").encode(y=y, color=_colour(look))
     x_axis = alt.Axis(format=".0%" if percent else ",.4~r", tickCount=5)
-    x = alt.X("value:Q", title=x_title, scale=_scale(False), axis=x_axis)
+    x = alt.X("value:Q", title=x_title, scale=_scale(log), axis=x_axis)
     layers = [
         *([_reference("x")] if with_reference else []),
-        *([base.mark_rule(strokeWidth=2.5, opacity=0.6).encode(x=alt.X("low:Q"), x2="high:Q")] if with_intervals else []),
+        *(
+            [base.mark_rule(strokeWidth=2.5, opacity=0.6).encode(x=alt.X("low:Q"), x2="high:Q")]
+            if with_intervals
+            else []
+        ),
         base.mark_point(size=70).encode(x=x, shape=_shape(look), tooltip=_tooltip()),
     ]
     return _specification(alt.layer(*layers), height)
@@ -138,9 +145,7 @@ def roofline(rows, look, *, x_title):
 @functools.cache
 def _roofline(look, x_title, with_floor, with_intervals, height):
     base = _chart("rows").encode(
-        y=alt.Y(
-            "layer:N", title=None, sort=None, axis=alt.Axis(ticks=False, grid=False), scale=alt.Scale(padding=0.2)
-        ),
+        y=alt.Y("layer:N", title=None, sort=None, axis=alt.Axis(ticks=False, grid=False), scale=alt.Scale(padding=0.2)),
         yOffset=alt.YOffset("scheme:N", sort=None),
         color=_colour(look),
     )

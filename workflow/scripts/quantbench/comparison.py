@@ -29,6 +29,7 @@ def summarize(tables, baseline, confidence=0.95, power=0.8, margins=MARGINS):
     failures      [{"table", "status", "reason"}]: points of an ok variant that were not
     verdict       as_promised, emulated, computes_other, unquantized (the worst of its layers), or None; `computes`, `expected`
                   of the layers that earned it; as promised: of those that the scheme quantizes
+    refusal       why the engine, or the plan before it, did not load it, or None; an emulated one has both this and numbers
     speed         [{"metric", "batch_size" or ("load", "level", "workload", "burstiness"), "input_tokens", "output_tokens",
                   "gain", "low", "high", "within", "starts", "start_spread", "words", "caveat"}]; gain is how many times
                   faster than the baseline, metric throughput, latency, e2e_p50 or e2e_p99. `within` is the interval [low, high] of the
@@ -59,6 +60,7 @@ def summarize(tables, baseline, confidence=0.95, power=0.8, margins=MARGINS):
         is_baseline = scheme == baseline
         entry = {"gpu": gpu, "model": model, "scheme": scheme, "is_baseline": is_baseline, "confidence": confidence}
         entry |= _status(rows) | _kernels(rows.get("kernels", []))
+        entry["refusal"] = next((row["reason"] for row in rows.get("kernels", []) if row["status"] != "ok"), None)
         chance = Chance(confidence, {metric: spreads.get((gpu, model, metric)) for metric in TIMED})
         entry["batches"] = [] if is_baseline else _batches(base, rows, chance, ("throughput", "latency"))
         entry["phases"] = [] if is_baseline else _batches(base, rows, chance, PHASES)

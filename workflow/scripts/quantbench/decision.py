@@ -50,7 +50,7 @@ def why_emulated(entry):
     """Why a variant was emulated, in short; None for one that was not."""
     if entry["verdict"] != "emulated":
         return None
-    return display.in_short(entry["failures"][0]["reason"]) if entry["failures"] else "the device has no kernel for it"
+    return display.in_short(entry["refusal"] or "the device has no kernel for it")
 
 
 def label(entry):

@@ -9,6 +9,7 @@ import re
 import polars as pl
 
 from quantbench import display
+from quantbench.start_phases import PHASES, TOTAL
 
 STATES = {
     "unsupported": "unsupported",
@@ -19,7 +20,18 @@ STATES = {
     "missing": "not measured yet",
 }
 # Tables whose rows are points of the study; the others describe runs and devices.
-STAGES = ("kernels", "latency", "throughput", "serving", "search", "accuracy", "perplexity", "fidelity", "gemm")
+STAGES = (
+    "kernels",
+    "latency",
+    "throughput",
+    "serving",
+    "search",
+    "accuracy",
+    "perplexity",
+    "fidelity",
+    "gemm",
+    "sensitivity",
+)
 # What provenance.py puts behind the commit of a checkout with changed files.
 CHANGED = "+changed"
 # More runs than this start folded: they are for looking things up.
@@ -127,7 +139,8 @@ def provenance(manifest, tables):
     """The parts of the last section: checkpoints, runs, and how to make it again."""
     runs = _rows(tables, "runs")
     commits = list(dict.fromkeys(run["commit"] for run in runs if run["commit"]))
-    return [*_checkpoints(manifest, tables), *_runs(runs), *_again(manifest, commits)]
+    starts = _starts(_rows(tables, "starts"))
+    return [*_checkpoints(manifest, tables), *_runs(runs), *starts, *_again(manifest, commits)]
 
 
 def _checkpoints(manifest, tables):
@@ -171,6 +184,23 @@ def _runs(runs):
     note = "One row per process that measured. Engine arguments, clocks and logs are in tables/runs.csv."
     part = {"title": "Runs", "note": note, "columns": columns, "rows": rows, "folded": len(rows) > FOLDED_RUNS}
     return [part] if rows else []
+
+
+def _starts(rows):
+    """A row per start of an engine or server, a column per phase."""
+    runs, phases = {}, [TOTAL, *PHASES]
+    for row in rows:
+        place = tuple(row[name] or display.MISSING for name in ("run_id", "stage", "gpu", "model", "scheme"))
+        runs.setdefault(place, {})[row["phase"]] = row["elapsed_s"]
+    shown = [[*place[1:], *(display.seconds(took.get(phase)) for phase in phases)] for place, took in runs.items()]
+    note = (
+        "Time until an engine or a server was ready, imports not counted for an engine; below it what vLLM's log says of it: "
+        "loading the weights, then initializing, of which compilation and the capture of CUDA graphs are parts. A dash: the "
+        "log says nothing of it."
+    )
+    columns = ["stage", "gpu", "model", "scheme", *phases]
+    part = {"title": "Engine starts", "note": note, "columns": columns, "rows": shown, "folded": len(shown) > FOLDED_RUNS}
+    return [part] if shown else []
 
 
 def _again(manifest, commits):

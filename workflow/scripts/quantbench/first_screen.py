@@ -295,7 +295,9 @@ def _accuracy_cell(found):
 
 
 def _questions(found):
-    return {"table": "accuracy"} | {name: found[name] for name in ("task", "dataset", "shots", "chat_template", "filter")}
+    return {"table": "accuracy"} | {
+        name: found[name] for name in ("task", "dataset", "shots", "chat_template", "filter")
+    }
 
 
 def _difference_cell(found):

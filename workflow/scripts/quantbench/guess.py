@@ -178,7 +178,7 @@ def quantize_memory_bytes(size):
 
 
 def sensitivity_memory_bytes(size, points, vocabulary):
-    """The 16-bit model, its head in 32 bits, and a 32-bit number per word of the vocabulary for each of the documents' tokens."""
+    """The 16-bit model twice, as while it is loaded, and a 32-bit number per token of the documents and word of the vocabulary."""
     params = [point["identity"]["params"] for point in points]
     tokens = max(p["documents"] * min(p["max_tokens"], DOCUMENT_TOKENS) for p in params)
     return QUANTIZE_HOST_BYTES + 2 * 2 * size.parameters + 4 * vocabulary * tokens

@@ -19,6 +19,7 @@ from quantbench.quantize.calibration import parts
 from quantbench.schemes import compressed_tensors_config
 from quantbench.store import Store
 from quantbench.tasks import asked_tasks, is_file, slug
+from quantbench.time_limit import LIMITS
 from quantbench.workloads import workload_files
 
 
@@ -164,6 +165,7 @@ def _new_job(manifest, store, gpu, model, scheme, entry):
         job |= {"task_files": files} if files else {}
         texts = workload_files(manifest.get("workloads", {}))
         job |= {"workload_files": texts} if texts else {}
+        job["limits"] = manifest["study"].get("limits", LIMITS)
     return job
 
 

@@ -157,11 +157,11 @@ def _spare(study, model, scheme):
     """{"share", "parts"} of a scheme that spares the worst parts of another one: see sensitivity.spared_layers."""
     spare, entry = study.schemes[scheme]["spare"], sensitivity.spare_entry(study.config, study.schemes[scheme])
     points = sensitivity_points(study, model, entry)
-    found = {
-        point["part"]["name"]: {name: point["part"][name] for name in ("layers", "parameters")} | {"point": point["key"]}
-        for point in points
-        if point["part"]["name"] != sensitivity.ALL
-    }
+    found = {}
+    for point in points:
+        part = point["part"]
+        if part["name"] != sensitivity.ALL:
+            found[part["name"]] = {"layers": part["layers"], "parameters": part["parameters"], "point": point["key"]}
     return {"share": spare["share"], "parts": found}
 
 

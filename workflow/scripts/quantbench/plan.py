@@ -7,7 +7,8 @@ from quantbench.paired import smallest_difference_line
 from quantbench.points import CHECKPOINT_JOBS, DEVICE_JOBS, JOB_OF_STAGE, LOGIN_JOBS, start_label
 
 # Parameters that place a point within a sweep: where one differs it is another point, not a changed one.
-PLACE = ("batch_size", "input_tokens", "output_tokens", "load", "rate_per_s", "concurrency", "m", "n", "k", "task", "part")
+PLACE = ("batch_size", "input_tokens", "output_tokens", "load", "rate_per_s", "concurrency", "m", "n", "k", "task")
+PLACE += ("part",)
 
 
 def plan_text(manifest, store, asked=None):
@@ -65,7 +66,7 @@ def why_missing(identity, given_up):
     identity  of the missing point, its checkpoint as the checkpoint's identity
     given_up  identities, likewise, of stored points that the study asks for no longer
     """
-    differences = [_changed_fields(other, identity) for other in given_up if _same_place(other, identity)]
+    differences = [changed_fields(other, identity) for other in given_up if _same_place(other, identity)]
     return f"changed: {', '.join(min(differences, key=len))}" if differences else "new"
 
 
@@ -108,12 +109,13 @@ def _same_place(old, new):
     return _place(old) == _place(new) and bool(old.get("format")) == bool(new.get("format"))
 
 
-def _changed_fields(old, new, place=""):
+def changed_fields(old, new, place=""):
+    """["versions.vllm 0.25.1 -> 0.32.0", ...]: in what two identities differ."""
     fields = []
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name), new.get(name)
         if isinstance(before, dict) and isinstance(after, dict):
-            fields += _changed_fields(before, after, f"{place}{name}.")
+            fields += changed_fields(before, after, f"{place}{name}.")
         elif before != after:
             # Digests and lists say nothing to a reader.
             plain = all(len(str(value)) <= 32 and not isinstance(value, list | dict) for value in (before, after))

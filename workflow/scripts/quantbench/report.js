@@ -5,7 +5,8 @@
   const embedded = (id) => JSON.parse(document.getElementById(id).textContent);
   const { config, kinds } = embedded("page-charts");
   const data = embedded("page-data");
-  const options = { mode: "vega-lite", renderer: "svg", actions: false, config };
+  // Errors alone: a filter may leave a scheme without intervals, of which Vega warns.
+  const options = { mode: "vega-lite", renderer: "svg", actions: false, logLevel: 1, config };
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const filter = document.getElementById("filter");
   const drawn = [];
@@ -147,7 +148,8 @@
     showPoints(body, points);
     for (const run of runs.slice(0, 5)) showRun(body, run, logs.find((entry) => entry.run_id === run.run_id));
     if (runs.length > 5) body.append(element("p", `And ${runs.length - 5} more runs: table runs.`));
-    showAgain(body, where, runs);
+    // Weights that were not quantized have no job to run again.
+    if (table !== "checkpoints" || rows.some((row) => row.quantize_s)) showAgain(body, where, runs);
     if (!dialog.open) dialog.showModal();
     dialog.querySelector("h2").focus();
     dialog.scrollTop = 0;
@@ -263,8 +265,11 @@
       if (JSON.parse(table.dataset.columns)[0] !== "scheme") continue;
       for (const row of table.tBodies[0].rows) row.hidden = Boolean(other({ scheme: row.cells[0].textContent.trim() }, "scheme"));
     }
-    await Promise.all(drawn.map(({ view, rows }) =>
-      view.data("rows", rows.filter((row) => !other(row, "scheme")).map((row) => ({ ...row }))).runAsync()));
+    await Promise.all(drawn.map(({ box, view, rows }) => {
+      const left = rows.filter((row) => !other(row, "scheme"));
+      box.closest("figure").hidden = left.length === 0;
+      return left.length ? view.data("rows", left.map((row) => ({ ...row }))).runAsync() : null;
+    }));
     for (const section of all("section")) {
       const packs = all("details.packed:not([hidden])", section);
       if ((wanted.gpu || wanted.model) && packs.length <= 2) packs.forEach((pack) => { pack.open = true; });

@@ -75,11 +75,12 @@ def _logs(runs, folder):
 def excerpt(path):
     """The last lines of a log, shortened; an empty text where it cannot be read."""
     try:
-        with open(path, errors="replace") as file:
+        # A progress bar writes over its line: only the last state of it is a line.
+        with open(path, errors="replace", newline="\n") as file:
             lines = deque(file, LOG_LINES)
-    except OSError:
+    except (OSError, ValueError):
         return ""
-    return "\n".join(CONTROLS.sub("", line.rpartition("\r")[2].rstrip())[:LINE_CHARACTERS] for line in lines)
+    return "\n".join(CONTROLS.sub("", line.rstrip().rpartition("\r")[2])[:LINE_CHARACTERS] for line in lines)
 
 
 def _jobs(study):

@@ -221,6 +221,8 @@ def fidelity(context):
     return context.section("fidelity", "Fidelity to the baseline", intro, groups, notices=notices(context))
 
 
+# Divergences further apart than this are drawn on a logarithmic axis: else all but the largest lie on zero.
+LOGARITHMIC = 30
 FIDELITY = (("kl", "Divergence, nats per token", lambda v: f"{v:.3g}"), ("top1", "Same likeliest token", display.share))
 
 
@@ -237,6 +239,8 @@ def _fidelity_group(context, mine):
         drawn = [row for row in rows[name] if row["scheme"] != context.baseline]
         if drawn:
             options = {"reference": noise and noise[name], "percent": name == "top1"}
+            values = [row["value"] for row in drawn]
+            options["log"] = name == "kl" and min(values) > 0 and max(values) > LOGARITHMIC * min(values)
             axis = "of tokens" if name == "top1" else "nats per token"
             chart = charts.intervals(drawn, context.look, x_title=axis, **options)
             panels.append(panel(title, chart, drawn))
@@ -277,7 +281,9 @@ def size(context):
     for model in context.models:
         mine = context.in_order([row for row in rows if row["model"] == model])
         if mine:
-            groups.append({"kicker": model, "at": {"table": "checkpoints", "model": model}, **_size_group(context, mine)})
+            groups.append(
+                {"kicker": model, "at": {"table": "checkpoints", "model": model}, **_size_group(context, mine)}
+            )
     intro = "Safetensors on disk. Bits per weight count scales, zero points and the layers left unquantized."
     section = context.section("size", "Checkpoint size", intro, groups)
     # No config section asks for sizes: they come with every checkpoint.

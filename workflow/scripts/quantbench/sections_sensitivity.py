@@ -1,9 +1,14 @@
 """The report's section on sensitivity: which layers suffer, and what sparing the worst of them gives."""
 
+import polars as pl
+
 from quantbench import charts, display, statistics
 from quantbench.sections import panel, parts, point
 from quantbench.sections_quality import notices
-from quantbench.sensitivity import ALL, place_of
+from quantbench.sensitivity import ALL, place_of, spare_entry
+
+# Blocks whose spared layers a sentence names.
+MOST_NAMED = 8
 
 INTRO = (
     "One part of the model at a time as the scheme’s checkpoint has it, all else in 16 bits: how far the next-token "
@@ -16,12 +21,15 @@ INTRO = (
 
 def sensitivity(context):
     groups, kinds = [], {}
-    for (model, scheme, per, dataset), frame in context.grouped("sensitivity", ["model", "scheme", "per", "dataset"]):
-        found = _estimates(context, frame)
-        for entry in found.values():
-            kinds[entry["kind"]] = None
-        kicker = f"{model} · {scheme} · {'block by block' if per == 'block' else 'layer by layer'} · {dataset}"
-        groups.append((kicker, model, scheme, per, found))
+    for model in context.models:
+        for entry in context.study["sensitivity"]:
+            wanted = [pl.col(name) == entry[name] for name in ("scheme", "per", "dataset")]
+            found = _estimates(context, context.ok("sensitivity").filter(pl.col("model") == model, *wanted))
+            if not found.keys() - {ALL}:
+                continue
+            kinds |= {part["kind"]: None for part in found.values()}
+            how = "block by block" if entry["per"] == "block" else "layer by layer"
+            groups.append((f"{model} · {entry['scheme']} · {how} · {entry['dataset']}", model, entry, found))
     look = charts.looks([kind for kind in kinds if kind != ALL], None)
     made = [{"kicker": kicker, **_group(context, look, *rest)} for kicker, *rest in groups]
     section = context.section("sensitivity", "Which layers suffer", INTRO, made, notices=notices(context))
@@ -31,7 +39,8 @@ def sensitivity(context):
 
 
 def _estimates(context, frame):
-    """{part: {"block", "kind", "kl": (value, low, high), "ratio": (value, low, high), "top1"}} of one scan."""
+    """{part: {"block", "kind", "kl": (value, low, high), "ratio": (value, low, high), "top1", "tokens", "nats"}} of one scan;
+    the last two are each document's."""
     found = {}
     for (name,), mine in parts(frame, ["part"]):
         columns = {column: mine[column].to_list() for column in mine.columns}
@@ -45,13 +54,12 @@ def _estimates(context, frame):
         block, kind = place_of(name)
         top1 = sum(columns["top1_agreement"]) / sum(tokens)
         found[name] = {"block": block, "kind": kind, "kl": kl, "ratio": ratio, "top1": top1}
+        found[name] |= {"tokens": tokens, "nats": columns["kl_divergence"]}
     return found
 
 
-def _group(context, look, model, scheme, per, found):
+def _group(context, look, model, asked, found):
     alone = {name: entry for name, entry in found.items() if name != ALL}
-    worst = max(alone, key=lambda name: alone[name]["kl"][0])
-    heading = f"{in_words(worst)} suffers most: {nats(alone[worst]['kl'][0])} nats per token"
     panels = []
     for column, title, shown, options in (
         ("kl", "Divergence, nats per token", nats, {"log": True}),
@@ -63,11 +71,14 @@ def _group(context, look, model, scheme, per, found):
             if entry["block"] is not None
         ]
         if rows:
-            chart = charts.lines(rows, look, x_title="block", y_title=None, of="layer", **options)
+            # A logarithm knows no 0: such an interval runs to the end of the axis.
+            least = min((row[end] for row in rows for end in ("value", "low") if row[end]), default=1.0)
+            drawn = [row | {"low": least} if row["low"] == 0 else row for row in rows]
+            chart = charts.lines(drawn, look, x_title="block", y_title=None, of="layer", **options)
             panels.append(panel(title, chart, rows, "block"))
     numbers = {"columns": ["part", "of the scheme’s weights", "divergence, nats per token", "perplexity, ratio"]}
     numbers["columns"].append("same likeliest token")
-    weights = _weights(context, model, scheme, per)
+    weights = _weights(context, model, asked)
     numbers["rows"] = [
         [
             in_words(name),
@@ -85,28 +96,46 @@ def _group(context, look, model, scheme, per, found):
             f"All parts together, which is the scheme itself: {display.with_interval(found[ALL]['kl'], nats)} nats per "
             f"token; one by one they add up to {nats(total)}."
         )
-    spared = _spared(context, model, scheme)
+    spared = _spared(context, model, asked)
     notes += [note for note, _ in spared]
-    return {"heading": heading, "panels": panels, "notes": notes, "numbers": numbers, "more": [t for _, t in spared if t]}
+    more = [table for _, table in spared if table]
+    return {"heading": _heading(context, alone), "panels": panels, "notes": notes, "numbers": numbers, "more": more}
 
 
-def _weights(context, model, scheme, per):
+def _heading(context, alone):
+    """Which part moves the distribution most, if the documents can tell it from the next one."""
+    worst, *others = sorted(alone, key=lambda name: -alone[name]["kl"][0])
+    said = f"{in_words(worst)} suffers most: {nats(alone[worst]['kl'][0])} nats per token"
+    if not others:
+        return said
+    first, second = alone[worst], alone[others[0]]
+    apart = [a - b for a, b in zip(first["nats"], second["nats"], strict=True)]
+    _, low, _ = statistics.mean_per_token_ci(apart, first["tokens"], context.confidence)
+    if low is not None and low > 0:
+        return said
+    return f"{said}, though {len(apart)} documents cannot tell it from {in_words(others[0])}"
+
+
+def _weights(context, model, asked):
     """{part: weights of its layers}"""
+    wanted = (model, asked["scheme"], asked["per"])
     return {
         entry["part"]["name"]: entry["part"]["parameters"]
         for entry in context.manifest["points"]
-        if entry["stage"] == "sensitivity" and (entry["model"], entry["scheme"], entry["per"]) == (model, scheme, per)
+        if entry["stage"] == "sensitivity" and (entry["model"], entry["scheme"], entry["per"]) == wanted
     }
 
 
-def _spared(context, model, parent):
-    """[(note, table)] of the study's schemes that spare the worst of this one."""
-    found = []
+def _spared(context, model, asked):
+    """[(note, table)] of the study's schemes that spare the worst layers by this scan."""
+    parent, found = asked["scheme"], []
     frame = context.tables["checkpoints"]
     spared = {(row["model"], row["scheme"]): row["spared"] for row in frame.to_dicts() if row["spared"]}
     for scheme in context.study["schemes"]:
-        spare = context.manifest["schemes"][scheme].get("spare", {})
-        if spare.get("worst_of") != parent or (model, scheme) not in spared:
+        spare = context.manifest["schemes"][scheme].get("spare")
+        if not spare or (model, scheme) not in spared:
+            continue
+        if spare_entry(context.study, context.manifest["schemes"][scheme]) != asked:
             continue
         layers = spared[model, scheme].split(", ")
         note = f"{scheme} leaves {display.listed(_shortened(layers))} in 16 bits, at most {display.share(spare['share'], 0)} "
@@ -118,7 +147,7 @@ def _spared(context, model, parent):
             for entry in context.summary
             if (entry["gpu"], entry["model"], entry["scheme"]) == (gpu, model, name)
         ]
-        columns = ["gpu", "scheme", "size", "bits per weight", f"perplexity over {context.baseline}"]
+        columns = ["gpu", "scheme", "size", f"perplexity over {context.baseline}"]
         columns += [f"divergence from {context.baseline}, nats per token", "answered right"]
         table = {"title": f"{scheme} beside {parent}", "note": "As the engine measured them.", "columns": columns}
         found.append((note, rows and table | {"rows": rows}))
@@ -127,15 +156,13 @@ def _spared(context, model, parent):
 
 def _cells(entry):
     """One scheme's size and quality on one device; of several data sets or tasks each by name."""
-    size = entry["size"] or {"bytes": None, "bits_per_weight": None}
-    bits = size["bits_per_weight"]
     decided = [found for found in entry["accuracy"] if found["decides"]]
     estimates = [
         [(f["dataset"], (f["ratio"], f["low"], f["high"]), ratio) for f in entry["perplexity"] if f["ratio"]],
         [(f["dataset"], (f["kl"], f["kl_low"], f["kl_high"]), nats) for f in entry["fidelity"]],
         [(f["task"], (f["share"], f["low"], f["high"]), display.share) for f in decided],
     ]
-    cells = [display.amount(size["bytes"], "B"), display.MISSING if bits is None else f"{bits:.2f}"]
+    cells = [display.amount(entry["size"] and entry["size"]["bytes"], "B")]
     for found in estimates:
         said = [f"{name}: {display.with_interval(value, shown)}" for name, value, shown in found]
         cells.append("; ".join(said) or display.MISSING)
@@ -148,7 +175,9 @@ def _shortened(layers):
     for layer in layers:
         block, kind = place_of(layer)
         kinds.setdefault(block, []).append(kind)
-    return [f"{', '.join(found)}{'' if block is None else f' of block {block}'}" for block, found in kinds.items()]
+    said = [f"{', '.join(found)}{'' if block is None else f' of block {block}'}" for block, found in kinds.items()]
+    rest = len(said) - MOST_NAMED
+    return said if rest <= 0 else [*said[:MOST_NAMED], f"layers of {rest} more (table checkpoints)"]
 
 
 def in_words(part):

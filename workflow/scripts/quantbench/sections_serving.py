@@ -4,6 +4,7 @@ import json
 
 from quantbench import charts, display, goodput
 from quantbench.comparison import P99_REQUESTS
+from quantbench.load import LAG_NOTED, TICK_S, client_lag
 from quantbench.rate_search import bracket
 from quantbench.sections import panel, parts, point, rescaled
 from quantbench.sections_speed import heading
@@ -45,7 +46,17 @@ def serving(context):
         how = LOADS[load][1] + (f", {_arrivals(burstiness)}" if burstiness not in (None, 1) else "")
         kicker = f"{gpu} · {model} · {_asked(inputs, outputs, workload)} · by {how}"
         asked = {"input_tokens": inputs, "output_tokens": outputs, "workload": workload, "burstiness": burstiness}
-        groups.append({"kicker": kicker, **_load_group(context, gpu, model, load, asked, frame, slo)})
+        at = {
+            "table": "serving",
+            "gpu": gpu,
+            "model": model,
+            "load": load,
+            "burstiness": burstiness,
+            "workload": workload,
+        }
+        at |= {"input_tokens_asked": inputs, "output_tokens_asked": outputs}
+        group = _load_group(context, gpu, model, load, asked, frame, slo)
+        groups.append({"kicker": kicker, "at": at, **({"x": LOADS[load][0]} if load != "all_at_once" else {}), **group})
     return context.section("serving", "Serving", intro, groups)
 
 
@@ -102,11 +113,13 @@ def _load_group(context, gpu, model, load, asked, frame, slo):
         for (scheme, x), found in times.items()
         for name, estimates in found.items()
     ]
+    # All at once there is one load; else its level tells it apart.
+    told = {"at": {0: "scheme"} if load == "all_at_once" else {0: "scheme", 1: column}}
     group = {
         "heading": said,
         "panels": panels,
-        "notes": _notes(load, min(map(len, loads.values()))),
-        "numbers": {"columns": ["scheme", x_title, "time", *QUANTILE_NAMES.values()], "rows": numbers},
+        "notes": _notes(load, loads),
+        "numbers": {"columns": ["scheme", x_title, "time", *QUANTILE_NAMES.values()], "rows": numbers} | told,
     }
     if slo:
         group["panels"] = [*panels, _goodput_panel(context, loads, slo, x_title)]
@@ -114,12 +127,20 @@ def _load_group(context, gpu, model, load, asked, frame, slo):
     return group
 
 
-def _notes(load, fewest):
-    notes = [AT_ONCE] if load == "all_at_once" else []
+def _notes(load, loads):
+    notes, fewest = [AT_ONCE] if load == "all_at_once" else [], min(map(len, loads.values()))
     if fewest < P99_REQUESTS:
         notes.append(
             f"The p99 of {fewest} requests is little more than the slowest one, and has no interval: that takes "
             f"{P99_REQUESTS}. That of the times between tokens has, since each answer has many."
+        )
+    lags = {place: client_lag(rows) for place, rows in loads.items()}
+    noted = {place: share for place, (lag_s, share) in lags.items() if lag_s > TICK_S and share > LAG_NOTED}
+    if noted:
+        (scheme, x), share = max(noted.items(), key=lambda item: item[1])
+        notes.append(
+            f"The client itself was late: for {scheme} at {x:g} by {display.share(share, 0)} of the time to the first token, "
+            "on average, which is in the times above."
         )
     return notes
 

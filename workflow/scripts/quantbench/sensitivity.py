@@ -52,8 +52,9 @@ def parts(scheme, model_config, per):
         part["layers"].append(layer)
         part["modules"] += [module for module in (*modules, layer) if module not in part["modules"]]
         part["parameters"] += math.prod(shape)
-    everything = {name: sum((part[name] for part in found.values()), []) for name in ("layers", "modules")}
-    return found | {ALL: everything | {"parameters": sum(part["parameters"] for part in found.values())}}
+    everything = {name: [one for part in found.values() for one in part[name]] for name in ("layers", "modules")}
+    everything["parameters"] = sum(part["parameters"] for part in found.values())
+    return found | {ALL: everything}
 
 
 def _part_of(layer, per, modifiers):

@@ -65,7 +65,7 @@ class Study:
 
     def reads_texts(self, dataset):
         """Whether a data set's rows have to be text, or question and answer."""
-        named = [*calibrations.datasets(self.config), *(e["dataset"] for _, e in study_sensitivity.entries(self.config))]
+        named = [*calibrations.datasets(self.config), *study_sensitivity.datasets(self.config)]
         return dataset in named or study_quality.reads_texts(self.config, dataset)
 
 
@@ -187,7 +187,7 @@ def _sweeps(config):
     ):
         for name in names:
             yield f"{stage}.{name}", config.get(stage, {}).get(name, [])
-    for stage in ("accuracy", "perplexity", "fidelity", "sensitivity"):
+    for stage in ("accuracy", "perplexity", "fidelity"):
         yield stage, config.get(stage, [])
 
 

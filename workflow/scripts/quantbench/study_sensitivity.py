@@ -14,8 +14,7 @@ def reference_faults(config, schemes):
         scheme = schemes.get(entry["scheme"])
         if entry["scheme"] not in asked or scheme is None:
             faults.append(
-                f"{place}.scheme: {entry['scheme']!r} is not among the study's schemes"
-                f"{nearest(entry['scheme'], asked)}"
+                f"{place}.scheme: {entry['scheme']!r} is not among the study's schemes{nearest(entry['scheme'], asked)}"
             )
         elif scheme["toolkit"] != "llmcompressor":
             faults.append(f"{place}.scheme: {entry['scheme']!r} has no checkpoint that is made here; name one that has")
@@ -27,12 +26,23 @@ def reference_faults(config, schemes):
         if entry["dataset"] not in names:
             hint = nearest(entry["dataset"], names) if names else "; the config has no datasets section"
             faults.append(f"{place}.dataset: unknown data set {entry['dataset']!r}{hint}")
+    scans = [tuple(entry[name] for name in ("scheme", "per", "dataset")) for _, entry in entries(config)]
+    for i, scan in enumerate(scans):
+        if scan in scans[:i]:
+            faults.append(
+                f"sensitivity[{i}]: {' '.join(scan)} stands twice; one scan of a scheme on a data set is enough"
+            )
     for name in asked:
         parent = schemes.get(name, {}).get("spare", {}).get("worst_of")
         if parent and not any(entry["scheme"] == parent for _, entry in entries(config)):
             line = f"- {{scheme: {parent}, dataset: ...}}"
             faults.append(f"schemes: {name} spares the worst layers of {parent}, so sensitivity needs an entry {line}")
     return faults
+
+
+def datasets(config):
+    """Names of the data sets whose rows are read as text."""
+    return [entry["dataset"] for _, entry in entries(config)]
 
 
 def split_rows(config):

@@ -68,6 +68,17 @@ SCHEMA = {
         "host": Column("str", None, "name of the machine"),
         "log": Column("str", None, "log file of the process"),
     },
+    "starts": RUN
+    | {"stage": Column("str", None, "measure_engine or measure_serving: an engine, or a server around one")}
+    | GPU
+    | {
+        "model": Column("str", None, "model, as the study names it"),
+        "scheme": Column("str", None, "number format and the way to reach it, a name of config/schemes"),
+        "phase": Column(
+            "str", None, "ready: the whole start; of it weights and initialize; of that compile and graphs (their capture)"
+        ),
+        "elapsed_s": Column("float", "s", "what it took; the phases as vLLM's log says"),
+    },
     "gpus": RUN
     | STATUS
     | GPU

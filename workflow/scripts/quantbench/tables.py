@@ -20,6 +20,7 @@ from quantbench.quantize.checkpoint import bits_per_weight, quantized_layers, te
 from quantbench.roofline import floor_s, gemm_bytes, gemm_flops, rate_dtype
 from quantbench.serving_points import SENT
 from quantbench.serving_points import columns as serving_columns
+from quantbench.start_phases import start_rows
 from quantbench.store import Store
 from quantbench.support import support_rows
 from quantbench.table_schema import SCHEMA
@@ -81,6 +82,7 @@ def build_tables(manifest, store):
     rows["checkpoints"] = [_checkpoint_row(manifest, store, checkpoint) for checkpoint in manifest["checkpoints"]]
     compared = [(point, store.read_point(point["key"])) for point in manifest.get("layers", [])]
     rows["runs"] = _run_rows(points + [(point, record) for point, record in compared if record], runs)
+    rows["starts"] = [row for run in rows["runs"] for row in start_rows(runs.get(run["run_id"], {}))]
     order = _order(manifest)
     return {table: _frame(table, sorted(rows[table], key=order)) for table in SCHEMA}
 
@@ -245,7 +247,9 @@ def _gemm_floors(row, identity, measured, datasheet):
 
 def _skip_rows(manifest, rows):
     """What a device cannot run, in every table about the device: the stage's own reason, or another stage's."""
-    present = {(table, r["gpu"], r["model"], r["scheme"]) for table in rows for r in rows[table] if "model" in r}
+    # What is emulated the device still cannot run.
+    own = [(table, row) for table in rows for row in rows[table] if "model" in row and not row.get("emulated")]
+    present = {(table, row["gpu"], row["model"], row["scheme"]) for table, row in own}
     stages = dict.fromkeys(entry["stage"] for part in ("points", "skips") for entry in manifest[part])
     stages = [stage for stage in stages if stage not in ("probe", "support", "sensitivity")]
     reasons = {}

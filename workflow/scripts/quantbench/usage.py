@@ -106,7 +106,8 @@ def rerun_s(manifest, took, evidence):
         elif rule not in LOGIN_JOBS:
             keys = points[rule, target]
             known = keys <= took.keys()
-            found[QUANTIZING if rule in CHECKPOINT_JOBS else target[0]] += estimate.start_s + sum(took[key] for key in keys) if known else estimate.seconds
+            place = QUANTIZING if rule in CHECKPOINT_JOBS else target[0]
+            found[place] += estimate.start_s + sum(took[key] for key in keys) if known else estimate.seconds
     return dict(found)
 
 

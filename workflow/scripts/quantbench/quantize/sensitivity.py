@@ -23,9 +23,13 @@ INPUT_TENSORS = ("input_scale", "input_zero_point", "input_global_scale")
 
 
 class Checkpoint:
-    """A quantized checkpoint in compressed-tensors layout, read tensor by tensor."""
+    """A quantized checkpoint in compressed-tensors layout, read tensor by tensor.
 
-    def __init__(self, folder):
+    device  where its numbers are unpacked: on a CPU that takes seconds for a large layer
+    """
+
+    def __init__(self, folder, device="cpu"):
+        self.device = device
         config = json.loads((Path(folder) / "config.json").read_text())["quantization_config"]
         (group,) = config["config_groups"].values()
         self.scheme = QuantizationScheme.model_validate(group)
@@ -46,7 +50,7 @@ class Checkpoint:
         found = {}
         for name, path in self.modules[module].items():
             with safe_open(path, framework="pt") as file:
-                found[name] = file.get_tensor(f"{module}.{name}")
+                found[name] = file.get_tensor(f"{module}.{name}").to(self.device)
         return self.compressor.decompress(found, self.scheme) if self.is_quantized(module) else found
 
 
