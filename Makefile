@@ -21,14 +21,15 @@ slurm-test:
 	PATH="$$PWD/$$env/bin:$$PATH" bash tests/run -m slurm
 
 # How often the report would be wrong, by simulation; how long Snakemake takes to plan studies of many jobs; matrix products
-# against torch.utils.benchmark; and everything else against one `vllm bench` command per point, on the same plan. Measures;
-# asserts nothing about time.
+# against torch.utils.benchmark; batches and loads turn and turn about with `vllm bench` on one engine and one server; and
+# everything else against one `vllm bench` command per point, on the same plan. Measures; asserts nothing about time.
 bench:
 	@env=$$($(PYTHON) workflow/scripts/build_env.py envs/workflow.txt envs/test.txt) && \
 	engine=$$($$env/bin/python workflow/scripts/build_env.py envs/engine-cpu.txt) && \
 	$$env/bin/python tests/bench/error_rates.py && \
 	PATH="$$PWD/$$env/bin:$$PATH" python tests/bench/scale.py && \
 	$$engine/bin/python tests/bench/gemm.py --json reports/bench-gemm.json && \
+	$$engine/bin/python tests/bench/alternate.py && \
 	PATH="$$PWD/$$env/bin:$$PATH" python tests/bench/run.py
 
 # What needs a GPU: its tests, then kernels beside what others measure there. Without a GPU every test skips itself.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from quantbench import environments, scratch
-from quantbench.cluster import load_cluster, misfits, placement, resources
+from quantbench.cluster import load_cluster, misfits, placement, resources, too_few_devices
 from quantbench.errors import UserError
 from quantbench.estimate import Estimate
 from quantbench.keys import canonical_json
@@ -91,6 +91,18 @@ def test_the_narrower_place_wins_and_null_takes_back(tmp_path):
     assert placement(found, "measure_gemm", "a100")["cpus"] == 4
     place = placement(found, "quantize_model")
     assert (place["partition"], place["cpus"]) == ("gpu-h100", 32)
+
+
+def test_an_engine_of_several_devices_asks_for_all_of_them(tmp_path):
+    default = load_cluster(DEFAULT, GPUS)
+    assert resources(default, "measure_engine", "h100", devices=4)["gres"] == "gpu:h100:4"
+    assert too_few_devices(default, ["h100"], 4) == []
+    one = cluster(tmp_path, {"gpus": {"h100": {"gres": "gpu:h100:1"}, "a100": {"gres": "gpu"}, "h200": {"gres": "gpu:8"}}})
+    said = too_few_devices(one, ["h100", "a100", "h200"], 4)
+    assert [sentence.split(" is divided")[0] for sentence in said] == ["an engine on h100", "an engine on a100"]
+    assert "asks Slurm for gpu:h100:1; write {devices}" in said[0]
+    # one that is asked for in another way is left alone
+    assert too_few_devices(cluster(tmp_path, {"gpus": {"h100": {"extra": "--gpus=4"}}}), ["h100"], 4) == []
 
 
 def test_a_gres_that_the_plugin_refuses_goes_another_way(tmp_path):

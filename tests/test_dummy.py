@@ -109,7 +109,14 @@ def test_a_schemes_format_becomes_what_a_checkpoint_would_say():
 def test_staging_makes_up_a_vocabulary_of_the_same_size(config, folder, tmp_path):
     (folder / "model.safetensors").write_bytes(b"not copied")
     store, model = Store(tmp_path / "store"), load_study(config).models["made-up"]
-    job = {"kind": "model", "name": "made-up", "source": str(folder), "path": str(folder), "hub": None, "weights": "dummy"}
+    job = {
+        "kind": "model",
+        "name": "made-up",
+        "source": str(folder),
+        "path": str(folder),
+        "hub": None,
+        "weights": "dummy",
+    }
     _, staged = stage(job | {"identity": model["identity"]}, store)
     assert {path.name for path in staged.glob("*.*") if path.name != "quantbench.json"} == {
         "config.json", "tokenizer.json", "tokenizer_config.json",

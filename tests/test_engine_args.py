@@ -40,7 +40,12 @@ def test_a_setting_at_its_default_is_in_no_key():
     found = engine_args.engine_arguments(ENGINE, SCHEMES["bf16"])
     same = {"dtype": "bfloat16", "max_num_seqs": 256, "enforce_eager": False}
     assert found == same | {"enable_prefix_caching": False, "seed": 0}
-    asked = {"tensor_parallel_size": 2, "kv_cache_dtype": "fp8", "enable_chunked_prefill": False, "linear_backend": "marlin"}
+    asked = {
+        "tensor_parallel_size": 2,
+        "kv_cache_dtype": "fp8",
+        "enable_chunked_prefill": False,
+        "linear_backend": "marlin",
+    }
     assert engine_args.engine_arguments(ENGINE | asked, SCHEMES["bf16"]) == found | asked
     # a scheme's own argument wins
     own = engine_args.engine_arguments(ENGINE | asked, SCHEMES["awq-int4-exllama"])
@@ -76,7 +81,9 @@ def test_a_study_is_held_to_it(config):
 def test_matrix_products_are_a_devices_part(config):
     whole, config["engine"]["tensor_parallel_size"] = manifest_of(config), 2
     halved = manifest_of(config)
-    assert all(p["identity"]["engine_args"]["tensor_parallel_size"] == 2 for p in halved["points"] if p["stage"] == "load")
+    assert all(
+        p["identity"]["engine_args"]["tensor_parallel_size"] == 2 for p in halved["points"] if p["stage"] == "load"
+    )
 
     def sizes(manifest, layer):
         return {(p["identity"]["params"]["n"], p["identity"]["params"]["k"]) for p in manifest["points"]
@@ -101,7 +108,11 @@ def test_forced_kernels_share_a_checkpoint_and_no_point(config):
             points.setdefault(point["key"], set()).add(point["scheme"])
     assert points and all(len(schemes) == 1 for schemes in points.values())
     # matrix products alone run the forced kernel, too, and count as the scheme's own
-    forced = [p for p in manifest["points"] if p["stage"] == "gemm" and p["scheme"] == "awq-int4-marlin" and p["layer"] != "lm_head"]
+    forced = [
+        p
+        for p in manifest["points"]
+        if p["stage"] == "gemm" and p["scheme"] == "awq-int4-marlin" and p["layer"] != "lm_head"
+    ]
     assert {p["identity"]["contender"]["through"]["backend"] for p in forced} == {"marlin"}
     assert all(p["contender"] is None and p["identity"]["params"]["dtype"] == "float16" for p in forced)
     jobs = build_jobs(manifest, Store(config["store"]))["measure_engine"]
@@ -111,11 +122,44 @@ def test_forced_kernels_share_a_checkpoint_and_no_point(config):
 
 def test_a_backend_that_was_not_obeyed_is_told_from_the_kernels_that_ran():
     expects = {"computes": "w4a16", "ignore": ["lm_head"], "left": {"lm_head": 1}, "linear_backend": "exllama"}
-    head = {"layer_kind": "lm_head", "count": 1, "kernel": "UnquantizedEmbeddingMethod", "computes": "fp16", "quantized": False}
-    ran = {"layer_kind": "qkv_proj", "count": 2, "kernel": "ExllamaLinearKernel", "computes": "w4a16", "quantized": True}
+    head = {
+        "layer_kind": "lm_head",
+        "count": 1,
+        "kernel": "UnquantizedEmbeddingMethod",
+        "computes": "fp16",
+        "quantized": False,
+    }
+    ran = {
+        "layer_kind": "qkv_proj",
+        "count": 2,
+        "kernel": "ExllamaLinearKernel",
+        "computes": "w4a16",
+        "quantized": True,
+    }
     assert refusal(expects, [ran, head], "float16") is None
     other = ran | {"kernel": "MarlinLinearKernel"}
-    assert refusal(expects, [other, head], "float16").startswith("the kernels of exllama were asked for, but qkv_proj took Marlin")
+    assert refusal(expects, [other, head], "float16").startswith(
+        "the kernels of exllama were asked for, but qkv_proj took Marlin"
+    )
+
+
+def test_a_device_without_the_forced_kernel_is_not_called_able():
+    from quantbench.support import support_rows
+
+    engine = ENGINE | {"linear_backend": None}
+    manifest = {"study": {"engine": engine, "gpus": ["cpu"], "schemes": ["awq-int4-marlin"]}}
+    manifest |= {
+        "gpus": {"cpu": {"environment": "engine-cpu"}},
+        "schemes": {"awq-int4-marlin": SCHEMES["awq-int4-marlin"]},
+    }
+    answer = {"kernel": "CPUWNA16LinearKernel", "computes": "w4a16", "refusals": {}, "reason": None}
+    asked = [
+        ({"gpu": "cpu", "scheme": "awq-int4-marlin"}, {"status": "ok", "reason": None, "run_id": "1", "rows": [answer]})
+    ]
+    [row] = support_rows(manifest, asked, [])
+    assert row["level"] == "unsupported" and "takes CPUWNA16LinearKernel instead" in row["reason"]
+    asked[0][1]["rows"] = [answer | {"kernel": "MarlinLinearKernel"}]
+    assert support_rows(manifest, asked, [])[0]["level"] == "native"
 
 
 def test_backends_are_told_as_vllm_tells_them(ask_engine):
@@ -147,6 +191,10 @@ with Chooser("9.0", []) as chooser:
 """,
         asked,
     )
-    assert [said["kernel"] for said in answers[:3]] == ["MacheteLinearKernel", "ExllamaLinearKernel", "MarlinLinearKernel"]
+    assert [said["kernel"] for said in answers[:3]] == [
+        "MacheteLinearKernel",
+        "ExllamaLinearKernel",
+        "MarlinLinearKernel",
+    ]
     # why the three schemes are symmetric and in float16
     assert "float16" in answers[3]["reason"] and "Quant type" in answers[4]["reason"]

@@ -83,8 +83,9 @@ def server(monkeypatch):
                 return list(kernels)
 
         @contextlib.contextmanager
-        def start_server(*_):
+        def start_server(checkpoint, engine_args, log, gpu_entry):
             Pretended.calls += 1
+            log.touch()
             yield Pretended()
 
         monkeypatch.setattr(measure_serving, "start_server", start_server)

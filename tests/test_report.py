@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from quantbench.display import in_short
+from quantbench.first_screen import _chance
 from quantbench.report import embedded_json, render
 from quantbench.tables import write_tables
 from render_report import main
@@ -36,6 +37,16 @@ def test_the_answer_comes_first_and_the_summary_has_the_same_numbers(rendered):
     assert row["accuracy"][0]["difference"] == 0
     # (1.96 + 1.28)^2 * 2/60 / 0.01^2 = 3503, in two digits
     assert "cannot tell (needs about 3,600 questions)" in row_of(html, "cpu", "int8-smoothquant")
+
+
+@pytest.mark.parametrize(("gain", "said"), [(1.109, True), (1.31, False), (None, False)])
+def test_a_gain_no_larger_than_chance_is_called_so_in_the_answer(gain, said):
+    gap = {"gpu": "cpu", "model": "tiny", "schemes": ["rtn-int4", "gptq-int4"], "ratio": 1.11}
+    decision = {"gpu": "cpu", "model": "tiny", "gain": gain, "latency": None}
+    sentences = _chance(decision, gap)
+    assert bool(sentences) == said and all("a gain of 1.11× may be such chance" in words for words in sentences)
+    # Another device's starts say nothing of this one's.
+    assert _chance({**decision, "gpu": "h200"}, gap) == [] == _chance(decision, None)
 
 
 def test_what_has_no_numbers_says_why_and_looks_different(study):

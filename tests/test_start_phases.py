@@ -9,7 +9,7 @@ CUDA = """
 (Worker_TP1 pid=2) INFO 11-20 21:19:02 [gpu_model_runner.py:5150] Model loading took 7.51 GiB memory and 4.512345 seconds
 (Worker_TP0 pid=1) INFO 11-20 21:19:30 [monitor.py:53] torch.compile took 21.30 s in total
 (Worker_TP0 pid=1) INFO 11-20 21:19:40 [gpu_model_runner.py:6582] Graph capturing finished in 9 secs, took 0.61 GiB
-(EngineCore pid=3) INFO 11-20 21:19:41 [core.py:388] init engine (profile, create kv cache, warmup model) took 38.20 s (compilation: 21.30 s)
+(EngineCore pid=3) init engine (profile, create kv cache, warmup model) took 38.20 s (compilation: 21.30 s)
 """
 EAGER = """
 INFO 11-20 21:19:01 [default_loader.py:502] Loading weights took 0.03 seconds

@@ -113,6 +113,20 @@ BAD = {
         DROP,
         ["serving", "request_rates or concurrencies"],
     ),
+    "rate in words": (["serving", "request_rates"], ["fast"], ["serving.request_rates[0]", "'fast'", "inf"]),
+    "rate of YAML's infinity": (["serving", "request_rates"], [float("inf")], ["request_rates[0]", "without a dot"]),
+    "unknown workload": (["serving", "workloads"], ["chatt"], ["serving.workloads[0]", "'chatt'", "'chat'"]),
+    "an SLO without a limit": (["serving", "slo"], {"share": 0.5}, ["serving.slo", "ttft_s"]),
+    "a search without an SLO": (
+        ["serving", "search"],
+        {"least_rate_per_s": 1, "most_rate_per_s": 8},
+        ["serving.search", "serving.slo is missing"],
+    ),
+    "a search upside down": (
+        ["serving", "search"],
+        {"least_rate_per_s": 8, "most_rate_per_s": 1},
+        ["serving.search.least_rate_per_s", "8 is not below"],
+    ),
     "unknown contender": (
         ["kernels"],
         {"tokens": [1], "contenders": ["dense-fp23"]},

@@ -1,8 +1,9 @@
 """Lengths as a grid or a list, batch sizes of one length, workloads: which points a section asks for."""
 
+import polars
 import pytest
 from quantbench import sweeps
-from quantbench.phases import tpot_s
+from quantbench.phases import with_tpot
 
 
 def test_a_grid_is_every_combination_of_its_lists():
@@ -58,5 +59,9 @@ def test_faults_name_the_key(sweep, said):
 
 def test_time_per_token_is_what_the_first_token_leaves():
     # six tokens, the first after 20 ms, the last after 100 ms: (100 - 20) / (6 - 1) = 16 ms
-    assert tpot_s(0.100, 0.020, 6) == pytest.approx(0.016)
-    assert tpot_s(0.100, 0.100, 1) is None and tpot_s(0.100, None, 6) is None
+    rows = [
+        {"elapsed_s": 0.100, "ttft_s": 0.020, "output_tokens": 6},
+        {"elapsed_s": 0.100, "ttft_s": 0.020, "output_tokens": 1},
+    ]
+    rows.append({"elapsed_s": 0.100, "ttft_s": None, "output_tokens": 6})
+    assert with_tpot(polars.DataFrame(rows))["tpot_s"].to_list() == [pytest.approx(0.016), None, None]

@@ -223,7 +223,9 @@ def report(result):
         " variance between starts is pooled over a stage's points.",
         "Both: the same checkpoint, engine arguments, environment, lengths, batch sizes, repeats, request counts, arrival"
         " times; the offline engine in one process. A request counts from when it was sent.",
-        "Not the same: " + (STOCK if result["stock"] else GREEDY) + "; only quantbench probes the device.",
+        "Not the same: " + (STOCK if result["stock"] else GREEDY) + "; only quantbench probes the device; `vllm bench"
+        " throughput` times the first batch of its size, and `vllm bench serve` looks for a proxy and a .netrc in two threads"
+        " while a request's clock runs (alternate.py compares without either).",
     ]
 
 

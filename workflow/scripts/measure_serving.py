@@ -130,8 +130,6 @@ async def measure_points(server, prompts, points, store, keep, power=NO_METER, l
 
 async def load_result(server, load, limit_s=LIMITS["point_s"]):
     """(status, reason, rows) of one load; one that takes longer than `limit_s` is ended. Raises ServerDied."""
-    from quantbench.engine.client import first_error
-
     load = asyncio.ensure_future(load)
     # A dead server may leave its port open in a process below it, and requests would wait for ever.
     until = time.monotonic() + limit_s
@@ -140,6 +138,9 @@ async def load_result(server, load, limit_s=LIMITS["point_s"]):
         if not load.done() and time.monotonic() > until:
             load.cancel()
             return "timeout", f"the load was not done after {limit_s:g} s", []
+    # Here, since it imports aiohttp, which only the engine's environment has.
+    from quantbench.engine.client import first_error
+
     error = first_error(load.result()) if load.done() else None
     # A server whose engine died answers with errors before it ends: that is no result.
     if error and not await asyncio.to_thread(server.recovers):

@@ -191,11 +191,15 @@ def _text_fault(name, text):
     try:
         fields = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
     except ValueError as error:
-        return f"{text!r}: {error}; valid: plain text, {{gpu}} for the name of the device and {{devices}} for their number"
+        return (
+            f"{text!r}: {error}; valid: plain text, {{gpu}} for the name of the device and {{devices}} for their number"
+        )
     valid = {"gpu", "devices"} if name in ("gres", "extra") else {"gpu"}
     if fields - valid:
         number = " and, in gres and extra, {devices}, their number"
-        return f"{text!r} has the placeholder {{{min(fields - valid)}}}; valid: {{gpu}}, the name of the device,{number}"
+        return (
+            f"{text!r} has the placeholder {{{min(fields - valid)}}}; valid: {{gpu}}, the name of the device,{number}"
+        )
     if name == "gres" and not re.fullmatch(r"[\w.:,{}-]+", text):
         return f"{text!r} is not as sbatch's --gres; valid: such as gpu:1 or gpu:h100:1"
     return None

@@ -134,7 +134,7 @@ def _latency(chosen, schemes, baseline):
 
 
 def _length(speed):
-    return speed["input_tokens"], speed["output_tokens"]
+    return speed["input_tokens"], speed["output_tokens"], speed.get("workload")
 
 
 def _stops(later):

@@ -29,7 +29,14 @@ def first_screen(context):
             entries = [(scheme, summary.get((gpu, model, scheme))) for scheme in study["schemes"]]
             groups.append(_group(context, gpu, model, entries, decision, tasks))
             rows += [_numbers(gpu, model, scheme, entry, decision) for scheme, entry in entries]
-    answer = [{name: d[name] for name in ("sentence", "latency", "uncertain", "left_out")} for d in context.decisions]
+    gap = widest_gap(context.manifest, context.tables)
+    answer = [
+        {
+            **{name: d[name] for name in ("sentence", "latency", "left_out")},
+            "uncertain": [*_chance(d, gap), *d["uncertain"]],
+        }
+        for d in context.decisions
+    ]
     if not answer:
         sentence = "Nothing can be recommended: this study measured neither speed nor accuracy of a model."
         answer = [{"sentence": sentence, "latency": None, "uncertain": [], "left_out": None}]
@@ -39,7 +46,7 @@ def first_screen(context):
         "scope": _scope(context),
         "answer": answer,
         "notices": list(filter(None, [notice(context.manifest) for notice in (tiny_notice, dummy_notice)])),
-        "table": {"caption": _caption(context), "columns": _columns(context, tasks), "groups": groups},
+        "table": {"caption": _caption(context, gap), "columns": _columns(context, tasks), "groups": groups},
     }
     decided = [
         {name: d[name] for name in ("gpu", "model", "scheme", "metric", "gain", "low", "high")}
@@ -68,13 +75,29 @@ def _count(number, noun):
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _caption(context):
+def _chance(decision, gap):
+    """A sentence where the gain that decides is no larger than what the study shows of the chance between starts."""
+    if gap is None or (gap["gpu"], gap["model"]) != (decision["gpu"], decision["model"]):
+        return []
+    gains = (decision["gain"], (decision["latency"] or {}).get("gain"))
+    # As a reader sees them, in two digits: 1.11 is no more than 1.11.
+    small = [gain for gain in gains if gain is not None and round(gain, 2) <= round(gap["ratio"], 2)]
+    if not small:
+        return []
+    return [
+        f"{display.listed(gap['schemes'])} ran the same kernels here, and yet one start of the engine was up to "
+        f"{display.factor(gap['ratio'])} the speed of the other: a gain of {display.listed(map(display.factor, small))} may "
+        "be such chance. Starting each scheme again would tell."
+    ]
+
+
+def _caption(context, gap):
     interval = f"{100 * context.confidence:g} % interval"
     return (
         f"Gains are times faster than {context.baseline}: above 1 is better. In brackets the {interval}; coloured "
         "where the difference is significant. Differences of accuracy are in percentage points, paired by question; equal "
         "means that the whole interval lies within the margin."
-        f"{_starts(context)}{_twins(widest_gap(context.manifest, context.tables))}"
+        f"{_starts(context)}{_twins(gap)}"
     )
 
 
@@ -230,7 +253,7 @@ def _speed(entry, metric, largest=False):
     found = [speed for speed in entry["speed"] if speed["metric"] == metric]
     if not found:
         return None
-    lengths = [(speed["input_tokens"], speed["output_tokens"]) for speed in found]
+    lengths = [(speed["input_tokens"], speed["output_tokens"], speed.get("workload")) for speed in found]
     first = [speed for speed, length in zip(found, lengths, strict=True) if length == lengths[0]]
     return (max if largest or metric == "throughput" else min)(first, key=lambda speed: speed.get("batch_size", 0))
 
@@ -270,8 +293,9 @@ def _baseline_speed(context, entry, metric, batch, first):
     frame = frame.filter(gpu=entry["gpu"], model=entry["model"], scheme=entry["scheme"])
     if frame.is_empty():
         return _cell(None)
-    lengths = ("input_tokens", "output_tokens")
-    frame = frame.filter(**{name: (first or frame.row(0, named=True))[name] for name in lengths})
+    lengths = [name for name in ("input_tokens", "output_tokens", "workload") if name in frame.columns]
+    where = first or frame.row(0, named=True)
+    frame = frame.filter(pl.col(name).eq_missing(pl.lit(where.get(name))) for name in lengths)
     if batch is None:
         batch = frame["batch_size"].max() if metric == "throughput" else frame["batch_size"].min()
     frame = frame.filter(batch_size=batch)
@@ -280,7 +304,7 @@ def _baseline_speed(context, entry, metric, batch, first):
     median, *_ = median_ci(frame["elapsed_s"].to_list(), context.confidence)
     speed = display.seconds(median)
     if metric == "throughput":
-        speed = display.rate(batch * frame["output_tokens"][0] / median, "tokens/s")
+        speed = display.rate(frame["total_output_tokens"][0] / median, "tokens/s")
     at = _load(metric, batch, frame.row(0, named=True))
     return _cell("1×", note=speed if first else f"{speed} at batch {batch}", tone="even", at=at)
 

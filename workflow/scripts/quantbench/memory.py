@@ -81,7 +81,9 @@ def fit_lines(manifest):
     lines = []
     for gpu, entry in manifest["gpus"].items():
         found = {
-            f"{model}/{scheme}": predicted(manifest["models"][model]["config"], recipe, manifest["study"]["engine"], entry)
+            f"{model}/{scheme}": predicted(
+                manifest["models"][model]["config"], recipe, manifest["study"]["engine"], entry
+            )
             for model in manifest["models"]
             for scheme, recipe in manifest["schemes"].items()
         }
@@ -92,12 +94,17 @@ def fit_lines(manifest):
             least = fitting[name]
             lines.append(
                 f"  {gpu}: {len(fitting)} of {len(found)} variants fit; the least room has {name}: "
-                f"{display.amount(least['weight_bytes'], 'B')} of weights, about {least['kv_cache_tokens']:,} cached tokens"
+                f"{display.amount(least['weight_bytes'], 'B')} of weights, about {_rounded(least['kv_cache_tokens'])} cached tokens"
             )
         lines += [
             f"  {gpu}: {name} does not fit: {display.amount(one['weight_bytes'], 'B')} of weights leave room for "
-            f"{one['kv_cache_tokens']:,} cached tokens, and the longest sequence has {one['longest']:,}"
+            f"{_rounded(one['kv_cache_tokens'])} cached tokens, and the longest sequence has {one['longest']:,}"
             for name, one in known.items()
             if not one["fits"]
         ]
     return ["", "memory, before it is tried:", *lines] if lines else []
+
+
+def _rounded(tokens):
+    """815579 -> "816,000": as far as arithmetic without the device goes."""
+    return f"{int(float(f'{tokens:.3g}')):,}"

@@ -6,8 +6,9 @@ computed in several, in which sequences whose prompt is done decode already: the
 """
 
 
-def tpot_s(elapsed_s, ttft_s, output_tokens):
-    """Time per output token after the first, (elapsed_s - ttft_s) / (output_tokens - 1); None where there is none."""
-    if ttft_s is None or output_tokens < 2 or elapsed_s <= ttft_s:
-        return None
-    return (elapsed_s - ttft_s) / (output_tokens - 1)
+def with_tpot(frame):
+    """Table `latency` with its tpot_s, (elapsed_s - ttft_s) / (output_tokens - 1): null where there is no further token."""
+    import polars
+
+    rest, further = polars.col("elapsed_s") - polars.col("ttft_s"), polars.col("output_tokens") - 1
+    return frame.with_columns(tpot_s=polars.when((further > 0) & (rest > 0)).then(rest / further))

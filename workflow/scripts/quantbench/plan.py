@@ -7,8 +7,8 @@ from quantbench.paired import smallest_difference_line
 from quantbench.points import CHECKPOINT_JOBS, DEVICE_JOBS, JOB_OF_STAGE, LOGIN_JOBS, start_label
 
 # Parameters that place a point within a sweep: where one differs it is another point, not a changed one.
-PLACE = ("batch_size", "input_tokens", "output_tokens", "load", "rate_per_s", "concurrency", "m", "n", "k", "task")
-PLACE += ("part",)
+PLACE = ("batch_size", "input_tokens", "output_tokens", "load", "rate_per_s", "burstiness", "concurrency")
+PLACE += ("m", "n", "k", "task", "part")
 
 
 def plan_text(manifest, store, asked=None):

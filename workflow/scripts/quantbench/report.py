@@ -17,6 +17,7 @@ from markupsafe import Markup
 from quantbench import (
     charts,
     evidence,
+    forced,
     report_data,
     sections_cost,
     sections_energy,
@@ -93,6 +94,7 @@ def render(manifest, tables, published=PUBLISHED, datasheets=DATASHEETS, logs=Pa
         "hardware": sections_hardware.hardware(context),
         "support": sections_hardware.support(context),
         "kernels": evidence.kernels_that_ran(manifest, tables),
+        "forced": forced.sentences(context),
         "missing": evidence.missing(manifest, tables),
         "provenance": evidence.provenance(manifest, tables),
     }

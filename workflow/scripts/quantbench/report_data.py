@@ -49,8 +49,8 @@ def _tables(tables, left):
     texts = {name: frame.write_csv() for name, frame in tables.items() if len(frame)}
     found = {}
     for name in sorted(texts, key=lambda name: len(texts[name])):
-        # Tables of measurements pack to a tenth or so: what is larger by far needs no try.
-        data = packed(texts[name]) if len(texts[name]) < 20 * left else None
+        # Measurements pack to a sixth or so: what is larger by far needs no try, which would take seconds.
+        data = packed(texts[name]) if len(texts[name]) < 10 * left else None
         data = data if data is not None and len(data) <= left else None
         left -= len(data or "")
         found[name] = {"rows": len(tables[name]), "packed": data}

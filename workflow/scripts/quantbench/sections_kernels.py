@@ -67,16 +67,19 @@ def _group(context, cells, relu, untimed):
     if len(drawn) < len(shown):
         notes.append(f"Drawn at {len(drawn)} of the {len(shown)} values of M measured; the tables have them all.")
     notes += _shared(context, schemes)
-    notes += _fastest_notes(schemes, context.confidence)
+    winners = analysis.winners(schemes, context.confidence)
+    notes += _fastest_notes(winners)
     dropped = sum(cell["invalid_repeats"] for cell in cells)
     if dropped:
         notes.append(f"{dropped} repeats do not count (throttled, say): see the column “reason” of tables/gemm.csv.")
     more = [
         _speedup_table(context, own),
         _crossover_table(context, cells),
-        _winner_table("The fastest scheme, by layer and M", schemes, context.confidence),
+        _winner_table("The fastest scheme, by layer and M", winners),
         _contender_table(context, contenders),
-        _winner_table("The fastest of all, by layer and M", cells, context.confidence) if contenders else None,
+        _winner_table("The fastest of all, by layer and M", analysis.winners(cells, context.confidence))
+        if contenders
+        else None,
         _relu_table(context, relu),
         untimed,
     ]
@@ -178,9 +181,9 @@ def _shared(context, cells):
     return notes
 
 
-def _fastest_notes(cells, confidence):
+def _fastest_notes(winners):
     """Which scheme wins at the least and at the greatest M, in a sentence each."""
-    found = [winner for winner in analysis.winners(cells, confidence) if winner["verdict"] != "alone"]
+    found = [winner for winner in winners if winner["verdict"] != "alone"]
     tokens = sorted({winner["m"] for winner in found})
     notes = []
     for m in dict.fromkeys(tokens[:1] + tokens[-1:]):
@@ -262,9 +265,9 @@ def _crossover_table(context, cells):
     return _table("Up to which M it pays", ["scheme or kernel", "layer", "N × K", ""], rows, note)
 
 
-def _winner_table(title, cells, confidence):
+def _winner_table(title, winners):
     """Layers by M: the fastest, or those that cannot be told from it."""
-    found = [winner for winner in analysis.winners(cells, confidence) if winner["verdict"] != "alone"]
+    found = [winner for winner in winners if winner["verdict"] != "alone"]
     tokens = sorted({winner["m"] for winner in found})
     layers = {}
     for winner in found:

@@ -273,6 +273,9 @@ def _search_heading(context, ends, best):
         return f"{met}: at least {display.factor(least)} the rate"
     if all(met is None for met, _ in ends.values()):
         return "No scheme meets the SLO at the lowest rate that was tried"
+    if all(missed is None for _, missed in ends.values()):
+        most = _per_second(max(met for met, _ in ends.values()))
+        return f"At the highest rate that was tried, {most}, the SLO is still met"
     if base in ends and ends[base][0] is not None:
         return f"No scheme is certain to meet the SLO at a higher rate than {base}, {_per_second(ends[base][0])}"
     able = [scheme for scheme, (met, _) in ends.items() if met is not None]
@@ -299,11 +302,13 @@ def _probes_table(found):
             share = display.with_interval((p["within_share"], p["within_low"], p["within_high"]), display.share)
             met = "yes" if p["met"] else "no"
             failed = "" if p["probe_status"] == "ok" else f"{p['probe_status']}: {p['probe_reason']}"
-            rows.append([scheme, f"{p['rate_per_s']:g}", share, met, _end(p["goodput_per_s"]), failed])
-    columns = ["scheme", "requests per second", "requests within", "SLO met", "goodput", "not ok"]
+            sent = display.seconds(p["requests"] / p["rate_per_s"])
+            rows.append([scheme, f"{p['rate_per_s']:g}", sent, share, met, _end(p["goodput_per_s"]), failed])
+    columns = ["scheme", "requests per second", "sent within", "requests within", "SLO met", "goodput", "not ok"]
     return {
         "title": "Every load of the search",
-        "note": "In the order in which they were sent.",
+        "note": "In the order in which they were sent. A load that is over before a line can form meets any SLO: it should go "
+        "on for several times as long as an answer takes.",
         "columns": columns,
         "rows": rows,
     }

@@ -112,10 +112,8 @@ def _throughput_group(context, where, frame, crossed):
     def shown(value):
         return display.rate(value, "tokens/s")
 
-    made, gains = (
-        _estimates(context, frame, "elapsed_s", shown, "total_output_tokens"),
-        _gains(context, "throughput", where),
-    )
+    made = _estimates(context, frame, "elapsed_s", shown, "total_output_tokens")
+    gains = _gains(context, "throughput", where)
     most, title = max(row["x"] for row in made), "Tokens per second"
     how = "has {gain} the throughput of {base}"
     group = {

@@ -119,7 +119,10 @@ def _download(job, commit, folder):
 
         code, dummy = job.get("trust_remote_code", False), is_dummy(job)
         # Patterns match across slashes, and what lies deeper is the same weights in other formats.
-        wanted = {"allow_patterns": sources.model_patterns(code, dummy), "ignore_patterns": ["*/*", sources.MISTRAL_WEIGHTS]}
+        wanted = {
+            "allow_patterns": sources.model_patterns(code, dummy),
+            "ignore_patterns": ["*/*", sources.MISTRAL_WEIGHTS],
+        }
         cached = asked_hub(job, lambda: snapshot_download(job["hub"], revision=commit, **wanted))
         try:
             files = sources.model_files(cached, code, dummy)

@@ -150,7 +150,7 @@ def _reference_faults(study):
         faults += _twice(stage, values)
     for stage in ("latency", "throughput"):
         faults += sweeps.faults(stage, config[stage]) if stage in config else []
-    return faults
+    return faults + study_serving.reference_faults(config)
 
 
 def _prequantized_faults(study):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from quantbench import workloads
 from quantbench.goodput import LIMITS
+from quantbench.serving_points import AT_ONCE
 from quantbench.validation import nearest
 
 # Sections with workloads.
@@ -32,6 +33,9 @@ def reference_faults(config):
     serving = config.get("serving")
     if not serving:
         return faults
+    for i, rate in enumerate(serving.get("request_rates", [])):
+        if isinstance(rate, str) and rate != AT_ONCE:
+            faults.append(f"serving.request_rates[{i}]: {rate!r} is neither a number nor {AT_ONCE}")
     slo, search = serving.get("slo"), serving.get("search")
     if slo and all(slo.get(name) is None for name in LIMITS):
         faults.append(f"serving.slo: give {', '.join(LIMITS)} or several of them, the most seconds of a request")

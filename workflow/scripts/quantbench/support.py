@@ -8,6 +8,7 @@ engine reported. Where they disagree the row says so.
 from itertools import combinations
 from typing import NamedTuple
 
+from quantbench.engine_args import is_of_backend
 from quantbench.kernel_verdict import FLOATS, promised_for, promised_of, verdict
 from quantbench.model_fit import left_alone
 
@@ -290,9 +291,27 @@ def support_rows(manifest, asked, kernels):
             record = records.get((gpu, name))
             ran = [row for row in kernels if (row["gpu"], row["scheme"]) == (gpu, name)]
             engine = engine_answer(scheme, ran, arguments.get("dtype") or dtype)
+            chooser = chooser_answer(record)
+            if arguments["linear_backend"] and scheme["format"]:
+                chooser = _held_to(arguments["linear_backend"], chooser, "kernel")
+                engine = _held_to(arguments["linear_backend"], engine, "kernels")
             row = {"gpu": gpu, "scheme": name, "run_id": record and record.get("run_id")}
-            rows.append(row | combine(scheme["computes"], rule, chooser_answer(record), engine))
+            rows.append(row | combine(scheme["computes"], rule, chooser, engine))
     return rows
+
+
+def _held_to(backend, answer, name):
+    """An answer of the chooser or the engine where kernels are forced: a refusal where vLLM would take, or took, another's."""
+    found = answer and answer[name]
+    kernels = found if isinstance(found, list) else [found] if found else []
+    other = [kernel for kernel in kernels if not is_of_backend(kernel, backend)]
+    if not other:
+        return answer
+    reason = f"vLLM has none of {backend}'s kernels for it here, and takes {', '.join(other)} instead"
+    nothing = (
+        {"kernel": None, "computes": None} if name == "kernel" else {"kernels": [], "computes": [], "verdicts": []}
+    )
+    return answer | nothing | {"reason": reason}
 
 
 def chooser_answer(record):

@@ -15,7 +15,7 @@ from quantbench.kernel_verdict import OWN_FLOAT, promised_of, verdict
 from quantbench.keys import canonical_json, key
 from quantbench.layers import lacking_layers, layer_rows
 from quantbench.model_fit import left_alone, linear_layers
-from quantbench.phases import tpot_s
+from quantbench.phases import with_tpot
 from quantbench.quantize.checkpoint import bits_per_weight, quantized_layers, tensors
 from quantbench.roofline import floor_s, gemm_bytes, gemm_flops, rate_dtype
 from quantbench.serving_points import SENT
@@ -84,7 +84,8 @@ def build_tables(manifest, store):
     rows["runs"] = _run_rows(points + [(point, record) for point, record in compared if record], runs)
     rows["starts"] = [row for run in rows["runs"] for row in start_rows(runs.get(run["run_id"], {}))]
     order = _order(manifest)
-    return {table: _frame(table, sorted(rows[table], key=order)) for table in SCHEMA}
+    tables = {table: _frame(table, sorted(rows[table], key=order)) for table in SCHEMA}
+    return tables | {"latency": with_tpot(tables["latency"])}
 
 
 def write_tables(tables, folder):
@@ -161,8 +162,6 @@ def _point_rows(manifest, point, record, ceilings):
     if record["status"] != "ok":
         return [row]
     rows = [row | measured for measured in record["rows"]]
-    if stage == "latency":
-        rows = [one | {"tpot_s": tpot_s(one["elapsed_s"], one["ttft_s"], one["output_tokens"])} for one in rows]
     if stage == "throughput" and "input_tokens" in row:
         totals = {f"total_{name}": row["batch_size"] * row[name] for name in ("input_tokens", "output_tokens")}
         rows = [one | totals for one in rows]

@@ -17,7 +17,10 @@ def report_memory(worker):
     import torch
 
     runner = worker.model_runner
-    found = {"weight_bytes": getattr(runner, "model_memory_usage", None) or None, "kv_cache_bytes": _cache_bytes(runner)}
+    found = {
+        "weight_bytes": getattr(runner, "model_memory_usage", None) or None,
+        "kv_cache_bytes": _cache_bytes(runner),
+    }
     found |= dict.fromkeys(("graph_bytes", "device_bytes", "device_used_bytes"))
     if not torch.cuda.is_available():
         # Linux counts the resident peak in KiB.
