@@ -56,7 +56,7 @@ def synthetic_study(root, models=("tiny",), gpus=("cpu", "h200")):
     study = Study(Store(root / "store"), models, gpus)
     for model in models:
         study.add_sensitivity(model)
-        study.add_layers(model)
+    study.add_layers()
     for gpu in gpus:
         study.add_probe(gpu)
         for scheme in SCHEMES:
@@ -177,14 +177,12 @@ class Study:
             labels = {"part": {"name": name, **part}, "per": "linear", "dataset_name": "arithmetic"}
             self._write(point | labels, rows)
 
-    def add_layers(self, model):
+    def add_layers(self):
         for checkpoint in self.manifest["checkpoints"]:
-            if checkpoint["model"] == model:
-                for point in layer_points(self.manifest["study"], checkpoint, {"arithmetic": "d" * 64}):
-                    rows = layer_errors(quantized_layers(SCHEMES[point["scheme"]], HF_CONFIG))
-                    run_id = f"quantize_model-{model}-{point['scheme']}"
-                    self.store.write_point(point["identity"], status="ok", rows=rows, run_id=run_id)
-                    self.manifest["layers"].append(point)
+            for point in layer_points(self.manifest["study"], checkpoint, {"arithmetic": "d" * 64}):
+                rows = layer_errors(quantized_layers(SCHEMES[point["scheme"]], HF_CONFIG))
+                self.store.write_point(point["identity"], status="ok", rows=rows, run_id=f"quantize-{point['scheme']}")
+                self.manifest["layers"].append(point)
 
     def _checkpoint_key(self, model, scheme):
         return next(c["key"] for c in self.manifest["checkpoints"] if (c["model"], c["scheme"]) == (model, scheme))

@@ -5,7 +5,6 @@ import functools
 import math
 import os
 import re
-import shlex
 import subprocess
 from pathlib import Path
 
@@ -97,7 +96,9 @@ def test_an_engine_of_several_devices_asks_for_all_of_them(tmp_path):
     default = load_cluster(DEFAULT, GPUS)
     assert resources(default, "measure_engine", "h100", devices=4)["gres"] == "gpu:h100:4"
     assert too_few_devices(default, ["h100"], 4) == []
-    one = cluster(tmp_path, {"gpus": {"h100": {"gres": "gpu:h100:1"}, "a100": {"gres": "gpu"}, "h200": {"gres": "gpu:8"}}})
+    one = cluster(
+        tmp_path, {"gpus": {"h100": {"gres": "gpu:h100:1"}, "a100": {"gres": "gpu"}, "h200": {"gres": "gpu:8"}}}
+    )
     said = too_few_devices(one, ["h100", "a100", "h200"], 4)
     assert [sentence.split(" is divided")[0] for sentence in said] == ["an engine on h100", "an engine on a100"]
     assert "asks Slurm for gpu:h100:1; write {devices}" in said[0]
@@ -234,17 +235,12 @@ def test_other_versions_than_stated_are_refused_with_both():
 # --- interpreters ---------------------------------------------------------------------------------------------------------
 
 
-def words(brought, name="engine-cuda", **more):
-    return shlex.split(environments.interpreter(name, ROOT / "envs" / f"{name}.txt", brought, **more))
-
-
-def on_node(brought, name="engine-cuda", node=None, **more):
-    """The words that a job's shell makes of an environment's command, with these variables of the node."""
+def words(brought, name="engine-cuda", node=None, **more):
+    """What a job's shell makes of an environment's command, with these variables of the node."""
     command = environments.interpreter(name, ROOT / "envs" / f"{name}.txt", brought, **more)
     show = ["bash", "-euo", "pipefail", "-c", f"printf '%s\\n' {command}"]
-    return subprocess.run(
-        show, env={"PATH": os.environ["PATH"]} | (node or {}), capture_output=True, text=True
-    ).stdout.splitlines()
+    said = subprocess.run(show, env={"PATH": os.environ["PATH"]} | (node or {}), capture_output=True, text=True)
+    return said.stdout.splitlines()
 
 
 def test_the_command_of_each_kind_of_environment(monkeypatch, tmp_path):
@@ -257,7 +253,7 @@ def test_the_command_of_each_kind_of_environment(monkeypatch, tmp_path):
     # Apptainer's options as in its manual; none of these commands has been run.
     asked = ["apptainer", "exec", "--no-home", "--pwd", here]
     bound = ["--bind", here, "--bind", f"{here}/store", "--bind", "/data/store"]
-    image = functools.partial(on_node, {"image": "v.sif"}, folders=["store", "/data/store"])
+    image = functools.partial(words, {"image": "v.sif"}, folders=["store", "/data/store"])
     assert image() == [*asked, "--nv", *bound, f"{here}/v.sif", "python3"]
     assert image(name="engine-cpu") == [*asked, *bound, f"{here}/v.sif", "python3"]
     # The scratch folder that the node's shell knows, where there is one.

@@ -51,6 +51,12 @@ def test_a_kernel_that_costs_nothing_is_blamed_for_nothing():
     assert "1.00×" in said and "slower" not in said
 
 
+def test_a_kernel_that_was_not_taken_is_not_called_forced(monkeypatch):
+    monkeypatch.setitem(KERNELS, NAMES[2], "MacheteLinearKernel")
+    [said] = forced.sentences(context({"bf16": {1: 3.0}}))
+    assert said.endswith("the kernels of exllama were asked for, MacheteLinearKernel ran: it is not measured.")
+
+
 def test_nothing_forced_or_nothing_to_stand_beside_says_nothing():
     free = context({"bf16": {1: 3.0}})
     free.study["schemes"] = NAMES[:2]

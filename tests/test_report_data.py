@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from quantbench import report
 from quantbench.report import render
-from quantbench.report_data import embedded, excerpt
+from quantbench.report_data import _tables, embedded, excerpt, packed
 from report_page import embedded as carried
 from report_page import specifications, unpacked
 
@@ -43,6 +43,13 @@ def test_a_hundred_thousand_rows_are_a_page_that_fits_a_mail(rendered, large):
     data = embedded(*large, room=300_000)["tables"]
     assert data["serving"]["packed"] is None and data["runs"]["packed"] and data["kernels"]["packed"]
     assert sum(len(table["packed"] or "") for table in data.values()) < 300_000
+
+
+def test_a_table_fits_only_once_packed_it_is_no_larger_than_the_room(study):
+    frame = study[1]["latency"]
+    size = len(packed(frame.write_csv()))
+    assert _tables({"latency": frame}, size)["latency"]["packed"]
+    assert _tables({"latency": frame}, size - 1)["latency"]["packed"] is None
 
 
 def test_a_table_that_does_not_fit_is_named_with_its_place(study, monkeypatch):

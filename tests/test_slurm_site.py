@@ -111,7 +111,17 @@ def test_the_whole_chain_on_nodes_without_home_network_or_room_to_write(slurm, t
     }
     work.say(said)
     run = work.done(*SLURM, timeout_s=900)
-    assert set(run.stages) == {"probe", "support", "gemm", "layers", "load", "latency", "accuracy", "perplexity", "serving"}
+    assert set(run.stages) == {
+        "probe",
+        "support",
+        "gemm",
+        "layers",
+        "load",
+        "latency",
+        "accuracy",
+        "perplexity",
+        "serving",
+    }
     assert {record["status"] for record in run.new.values()} == {"ok"}
     places = {job.comment.split("_wildcards_")[0]: (job.partition, job.gres) for job in slurm.jobs().values()}
     on_device = ("urgent", "gpu:l40s:1")

@@ -199,7 +199,13 @@ def _starts(rows):
         "log says nothing of it."
     )
     columns = ["stage", "gpu", "model", "scheme", *phases]
-    part = {"title": "Engine starts", "note": note, "columns": columns, "rows": shown, "folded": len(shown) > FOLDED_RUNS}
+    part = {
+        "title": "Engine starts",
+        "note": note,
+        "columns": columns,
+        "rows": shown,
+        "folded": len(shown) > FOLDED_RUNS,
+    }
     return [part] if shown else []
 
 

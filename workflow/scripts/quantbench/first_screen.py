@@ -362,7 +362,8 @@ ACCURACY_NUMBERS = (
         "p",
         "p_holm",
     ),
-    *("comparisons", "smallest_detectable", "power", "margin", "questions_needed", "kind", "words", "length", "emulated"),
+    *("comparisons", "smallest_detectable", "power", "margin", "questions_needed", "kind", "words", "length"),
+    "emulated",
 )
 PERPLEXITY_NUMBERS = ("dataset", "perplexity", "ratio", "low", "high", "noise", "margin", "kind", "words", "emulated")
 FIDELITY_NUMBERS = (

@@ -4,7 +4,7 @@ The trap this explains: 4-bit weights that are slower than 16-bit ones under loa
 """
 
 from quantbench import display
-from quantbench.engine_args import forced_backend
+from quantbench.engine_args import forced_backend, is_of_backend
 from quantbench.schemes import recipe_identity
 from quantbench.statistics import ratio_of_medians_ci
 
@@ -23,9 +23,14 @@ def sentences(context):
                 free = _same_weights(schemes, name, engine)
                 if backend is None or schemes[name]["format"] is None or free is None:
                     continue
-                kernels = [_kernels(context, gpu, model, scheme) for scheme in (name, free)]
-                if all(kernels):
-                    found.append(_sentence(context, gpu, model, name, free, kernels))
+                forced, taken = (_kernels(context, gpu, model, scheme) for scheme in (name, free))
+                if not all(is_of_backend(kernel, backend) for kernel in forced):
+                    instead = (
+                        f"the kernels of {backend} were asked for, {display.listed(forced)} ran: it is not measured"
+                    )
+                    found.append(f"{name} on {gpu}, {model}: {instead}.")
+                elif forced and taken:
+                    found.append(_sentence(context, gpu, model, name, free, (forced, taken)))
     return found
 
 
@@ -37,15 +42,16 @@ def _same_weights(schemes, name, engine):
 
 
 def _kernels(context, gpu, model, scheme):
-    """Classes of the kernels that ran a scheme's quantized layers, in words."""
+    """Classes of the kernels that ran a scheme's quantized layers."""
     frame = context.ok("kernels")
     rows = [] if frame is None else frame.filter(gpu=gpu, model=model, scheme=scheme).to_dicts()
     promised = context.manifest["schemes"][scheme]["computes"]
-    return display.listed(sorted({row["kernel"] for row in rows if row["kernel"] and row["expected"] == promised}))
+    return sorted({row["kernel"] for row in rows if row["kernel"] and row["expected"] == promised})
 
 
 def _sentence(context, gpu, model, name, free, kernels):
-    said = f"{name} on {gpu}, {model}: {kernels[0]} is forced where vLLM takes {kernels[1]} ({free})"
+    forced, taken = map(display.listed, kernels)
+    said = f"{name} on {gpu}, {model}: {forced} is forced where vLLM takes {taken} ({free})"
     beside = _ratios(context, gpu, model, name, free)
     if not beside:
         return f"{said}; the two have no batch in common."

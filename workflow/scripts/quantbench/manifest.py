@@ -374,7 +374,14 @@ def _gemm_points(study, gpu, refused, no_engine, device, versions):
         for owner, shapes in owners.items():
             for shape in shapes:
                 if shape["layer"] != "lm_head" or spec["format"] is None:
-                    add(owner, shape, spec["format"], contender_identity(spec), spec["dtype"] or engine["dtype"], name=name)
+                    add(
+                        owner,
+                        shape,
+                        spec["format"],
+                        contender_identity(spec),
+                        spec["dtype"] or engine["dtype"],
+                        name=name,
+                    )
     return points, skips
 
 

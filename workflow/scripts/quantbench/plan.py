@@ -31,9 +31,7 @@ def plan_text(manifest, store, asked=None):
     groups, reason = {}, _reasons(manifest, store, known)
     for point in missing:
         name = (
-            "/".join(
-                filter(None, (point["model"], point["scheme"] and start_label(*_start(point))))
-            )
+            "/".join(filter(None, (point["model"], point["scheme"] and start_label(*_start(point)))))
             if JOB_OF_STAGE[point["stage"]] not in DEVICE_JOBS
             else ""
         )

@@ -165,7 +165,7 @@
     }
     const states = new Map();
     for (const row of rows) states.set(row.status ?? "ok", (states.get(row.status ?? "ok") ?? 0) + 1);
-    const line = element("p", `${rows.length} rows of table ${where.table}: ${[...states].map((s) => s.join(" ")).join(", ")}. `);
+    const line = element("p", `${rows.length} row${rows.length === 1 ? "" : "s"} of table ${where.table}: ${[...states].map((s) => s.join(" ")).join(", ")}. `);
     const columns = rows.length ? Object.keys(rows[0]) : [];
     const text = [columns, ...rows.map((row) => columns.map((name) => row[name]))].map((r) => r.map(csvField).join(",")).join("\n");
     line.append(element("button", "Download these rows", { type: "button", onclick: () => save(`${where.table}.csv`, `${text}\n`) }));

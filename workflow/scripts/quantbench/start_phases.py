@@ -34,4 +34,4 @@ def start_rows(run):
         return []
     keys = {name: run.get(name) for name in ("run_id", "stage", "gpu", "model", "scheme")}
     whole = {TOTAL: run["engine_start_s"]} | (run.get("start_phases_s") or {})
-    return [keys | {"phase": phase, "elapsed_s": seconds} for phase, seconds in whole.items()]
+    return [keys | {"phase": phase, "elapsed_s": whole[phase]} for phase in (TOTAL, *PHASES) if phase in whole]

@@ -312,7 +312,9 @@ def _length_faults(study):
     # Prompts beyond them would wait for others: throughput's do by their nature, a batch's latency would be of two.
     for batch_size in sorted({point["batch_size"] for point in sweeps.points(study.config.get("latency"))}):
         if batch_size > engine["max_num_seqs"]:
-            faults.append(f"latency.batch_sizes: {batch_size} is more than engine.max_num_seqs, {engine['max_num_seqs']}")
+            faults.append(
+                f"latency.batch_sizes: {batch_size} is more than engine.max_num_seqs, {engine['max_num_seqs']}"
+            )
     for name, model in study.models.items():
         if model["config"] is None:
             continue

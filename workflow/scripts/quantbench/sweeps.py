@@ -31,7 +31,9 @@ def points(sweep, workloads=None):
     ]
     named = [(workloads or {})[name] for name in sweep.get("workloads", [])]
     return found + [
-        {"batch_size": batch, "workload": workload, "seed": SEED} for workload in named for batch in sweep["batch_sizes"]
+        {"batch_size": batch, "workload": workload, "seed": SEED}
+        for workload in named
+        for batch in sweep["batch_sizes"]
     ]
 
 

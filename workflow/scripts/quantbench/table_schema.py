@@ -32,7 +32,9 @@ START = {
 }
 EMULATED = {
     "emulated": Column(
-        "bool", None, "whether the device has no kernel for the scheme and its numbers were computed without one (emulate)"
+        "bool",
+        None,
+        "whether the device has no kernel for the scheme and its numbers were computed without one (emulate)",
     )
 }
 REPEAT = {"repeat": Column("int", None, "repeats of one point count from 0")}
@@ -43,7 +45,9 @@ LOAD = {
     "output_tokens": Column("int", "tokens", "tokens generated for each sequence; null for a workload"),
 }
 ASKED = {
-    "burstiness": Column("float", None, "shape of the gamma distribution of the gaps; 1 is Poisson; null without a rate"),
+    "burstiness": Column(
+        "float", None, "shape of the gamma distribution of the gaps; 1 is Poisson; null without a rate"
+    ),
     "workload": Column("str", None, "requests of different lengths: their name; null where all ask for the same"),
     "input_tokens_asked": Column("int", "tokens", "prompt length asked for; null for a workload"),
     "output_tokens_asked": Column("int", "tokens", "output length asked for; null for a workload"),
@@ -75,7 +79,9 @@ SCHEMA = {
         "model": Column("str", None, "model, as the study names it"),
         "scheme": Column("str", None, "number format and the way to reach it, a name of config/schemes"),
         "phase": Column(
-            "str", None, "ready: the whole start; of it weights and initialize; of that compile and graphs (their capture)"
+            "str",
+            None,
+            "ready: the whole start; of it weights and initialize; of that compile and graphs (their capture)",
         ),
         "elapsed_s": Column("float", "s", "what it took; the phases as vLLM's log says"),
     },
@@ -151,7 +157,9 @@ SCHEMA = {
         "n": Column("int", None, "output features"),
         "k": Column("int", None, "input features"),
         "weight_sqnr_db": Column("float", "dB", "the weights' squares over the squares of their rounding errors"),
-        "output_sqnr_db": Column("float", "dB", "the same of the layer's outputs, its inputs rounded as the scheme does"),
+        "output_sqnr_db": Column(
+            "float", "dB", "the same of the layer's outputs, its inputs rounded as the scheme does"
+        ),
         "tokens": Column("int", "tokens", "inputs that the outputs were compared on"),
     },
     "loads": KEYS
@@ -159,7 +167,9 @@ SCHEMA = {
     | {
         "engine_start_s": Column("float", "s", "time until the engine was ready"),
         "weight_bytes": Column("int", "B", "size of the weights' files"),
-        "kv_cache_tokens": Column("int", "tokens", "keys and values that fit into the engine's cache, by its own count"),
+        "kv_cache_tokens": Column(
+            "int", "tokens", "keys and values that fit into the engine's cache, by its own count"
+        ),
     },
     "kernels": KEYS
     | START
@@ -178,11 +188,15 @@ SCHEMA = {
     "memory": KEYS
     | START
     | {
-        "weight_bytes": Column("int", "B", "what the weights take on one device; where the engine does not say, on disk"),
+        "weight_bytes": Column(
+            "int", "B", "what the weights take on one device; where the engine does not say, on disk"
+        ),
         "predicted_weight_bytes": Column("float", "B", "the same by the model's sizes and the scheme's format"),
         "kv_cache_bytes": Column("int", "B", "cache of keys and values on one device"),
         "kv_cache_tokens": Column("int", "tokens", "tokens that the cache has room for"),
-        "predicted_kv_cache_tokens": Column("int", "tokens", "the same by the device's data sheet, before anything ran"),
+        "predicted_kv_cache_tokens": Column(
+            "int", "tokens", "the same by the device's data sheet, before anything ran"
+        ),
         "longest_tokens": Column("int", "tokens", "longest sequence that the engine has to hold"),
         "predicted_fits": Column("bool", None, "whether the longest sequence was expected to fit the cache"),
         "graph_bytes": Column("int", "B", "CUDA graphs on one device; null on a CPU"),

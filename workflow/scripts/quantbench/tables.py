@@ -291,7 +291,14 @@ def _checkpoint_row(manifest, store, checkpoint):
     if checkpoint["quantized"]:
         record = store.read_folder("checkpoints", checkpoint["key"])
         row["spared"] = ", ".join(record.get("spared") or []) or None
-        names = ("bytes", "parameters", "bits_per_weight", "quantize_s", "peak_memory_bytes", "peak_device_memory_bytes")
+        names = (
+            "bytes",
+            "parameters",
+            "bits_per_weight",
+            "quantize_s",
+            "peak_memory_bytes",
+            "peak_device_memory_bytes",
+        )
         seen = record.get("calibration_rows") or {}
         row |= {f"calibration_{name}": seen.get(name) for name in ("rows", "tokens", "sha256")}
         return row | {name: record.get(name) for name in names}

@@ -57,7 +57,9 @@ class Chooser:
     def __exit__(self, *error):
         self._stack.close()
 
-    def ask(self, quantization_config=None, dtype="bfloat16", quantization=None, shape=SHAPE, torchao=None, backend=None):
+    def ask(
+        self, quantization_config=None, dtype="bfloat16", quantization=None, shape=SHAPE, torchao=None, backend=None
+    ):
         """What vLLM takes for a linear layer: {"kernel", "computes", "refusals", "reason"}.
 
         quantization_config  what a checkpoint of the format says (schemes.compressed_tensors_config), or None
