@@ -47,11 +47,11 @@ def priced(study):
             for t, db in by_texts.items()
             for layer, step in (("a", -3.0), ("b", 0.0), ("c", 1.0))
         ]
-        loads = [
+        rooms = [
             {**keys, "gpu": "cpu", "scheme": n, "start": 1, "kv_cache_tokens": tokens}
             for n, tokens in (room or {}).items()
         ]
-        made = {"checkpoints": checkpoints, "layers": layers, "loads": loads}
+        made = {"checkpoints": checkpoints, "layers": layers, "memory": rooms}
         section = price(Context(manifest, study[1] | {name: frame(name, rows) for name, rows in made.items()}))
         return section["groups"][0], section["groups"][1:]
 

@@ -209,7 +209,7 @@ def _calibrations(context, mine, errors):
 
 def _cache_tokens(context, model):
     """{gpu: {scheme: tokens}} by the engine's own count, first starts; gpus without any are left out."""
-    frame, found = context.ok("loads"), {}
+    frame, found = context.ok("memory"), {}
     for row in [] if frame is None else frame.to_dicts():
         if row["model"] == model and row["start"] == 1 and row["kv_cache_tokens"] is not None:
             found.setdefault(row["gpu"], {})[row["scheme"]] = row["kv_cache_tokens"]

@@ -162,15 +162,6 @@ SCHEMA = {
         ),
         "tokens": Column("int", "tokens", "inputs that the outputs were compared on"),
     },
-    "loads": KEYS
-    | START
-    | {
-        "engine_start_s": Column("float", "s", "time until the engine was ready"),
-        "weight_bytes": Column("int", "B", "size of the weights' files"),
-        "kv_cache_tokens": Column(
-            "int", "tokens", "keys and values that fit into the engine's cache, by its own count"
-        ),
-    },
     "kernels": KEYS
     | START
     | EMULATED

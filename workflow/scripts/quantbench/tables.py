@@ -70,10 +70,6 @@ def build_tables(manifest, store):
             keys = _keys(point, record) | {"start": 1, "emulated": True}
             # An emulation that was not needed has no rows.
             rows["kernels"] += _kernel_rows(manifest, keys, record["rows"] and kernels, point["scheme"], "engine")
-        if point["stage"] == "load":
-            said = record["rows"][0] if record["status"] == "ok" else {}
-            found = {name: said.get(name) for name in ("engine_start_s", "weight_bytes", "kv_cache_tokens")}
-            rows["loads"].append(_keys(point, record) | {"start": point.get("start", 1)} | found)
     for table, skipped in _skip_rows(manifest, rows):
         rows[table].append(skipped)
     asked = [(point, record) for point, record in points if point["stage"] == "support"]
@@ -267,7 +263,6 @@ def _skip_rows(manifest, rows):
         by_table = {
             _table(stage): by_stage.get(stage) for stage in (stages if model in manifest["models"] else ["gemm"])
         }
-        by_table |= {"loads": by_table["kernels"]} if "kernels" in by_table else {}
         for table, reason in by_table.items():
             if (table, gpu, model, scheme) in present:
                 continue
