@@ -176,7 +176,7 @@ def round_inputs(x, inputs):
         scale = (most / 6 * divisor).float().to(torch.float8_e4m3fn).double() / divisor
         return (nearest((groups / scale).clamp(-6, 6), FP4_VALUES) * scale).flatten(-2)
     if inputs["type"] == "int":
-        scale = most / 127.5
+        scale = most / 127
         return ((groups / scale).round().clamp(-128, 127) * scale).flatten(-2)
     scale = most / 448 if inputs["dynamic"] else LARGEST_INPUT / 448
     return ((groups / scale).clamp(-448, 448).float().to(torch.float8_e4m3fn).double() * scale).flatten(-2)

@@ -1,6 +1,7 @@
 """The engine's settings: which of them are part of a key, what a model does not allow, and kernels that are forced."""
 
 import copy
+import json
 
 import pytest
 from quantbench import engine_args
@@ -10,7 +11,7 @@ from quantbench.kernel_verdict import refusal
 from quantbench.manifest import build_manifest
 from quantbench.schemes import load_schemes
 from quantbench.store import Store
-from quantbench.study import ROOT, load_study
+from quantbench.study import ROOT, SCHEMA, load_study
 from workflow_study import CONFIG
 
 SCHEMES = load_schemes(ROOT / "config" / "schemes")
@@ -167,8 +168,14 @@ def test_backends_are_told_as_vllm_tells_them(ask_engine):
         "from vllm.model_executor.kernels.linear import _LINEAR_BACKEND_KERNEL_MAP as known\n"
         "answer = {backend: [kernel.__name__ for kernel in kernels] for backend, kernels in known.items()}"
     )
+    allowed = json.loads(SCHEMA.read_text())["$defs"]["linear_backend"]["enum"]
+    backends = {backend: kernels for backend, kernels in backends.items() if backend in allowed}
     for backend, kernels in backends.items():
         assert [kernel for kernel in kernels if not engine_args.is_of_backend(kernel, backend)] == [], backend
+    # and none that vLLM has under other backends only, but where one name is the beginning of the other's
+    every = {kernel for kernels in backends.values() for kernel in kernels}
+    taken = {b: {k for k in every if engine_args.is_of_backend(k, b)} - set(kernels) for b, kernels in backends.items()}
+    assert not {backend: kernels for backend, kernels in taken.items() if kernels}
     # the four that compute 4-bit weights, each taken for its own alone
     found = {name: [b for b in ("exllama", "marlin", "machete", "conch") if engine_args.is_of_backend(name, b)]
              for name in ("ExllamaLinearKernel", "MarlinLinearKernel", "MacheteLinearKernel", "ConchLinearKernel")}  # fmt: skip

@@ -25,7 +25,7 @@ def context(seconds, engine=None):
     ]
     tables = {"latency": pl.DataFrame(rows), "kernels": pl.DataFrame(kernels)}
     return SimpleNamespace(
-        study={"gpus": ["h200"], "schemes": NAMES, "engine": engine or {}},
+        study={"gpus": ["h200"], "schemes": NAMES, "engine": {"dtype": "float16"} | (engine or {})},
         models=["llama"],
         manifest={"schemes": {name: SCHEMES[name] for name in NAMES}},
         baseline="bf16",

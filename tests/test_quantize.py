@@ -9,28 +9,16 @@ from quantbench.errors import UserError
 from quantbench.quantize import calibration, checkpoint
 
 
-def test_calibration_rows_are_the_start_of_a_seeded_shuffle(tmp_path):
-    path = tmp_path / "train.jsonl"
-    path.write_text("".join(json.dumps({"question": f"q{i}", "answer": f"a{i}"}) + "\n" for i in range(20)))
-    eight = calibration.calibration_texts(path, 8, seed=0)
-    assert eight == calibration.calibration_texts(path, 20, seed=0)[:8]
-    assert eight != calibration.calibration_texts(path, 8, seed=1)
-    assert len(set(eight)) == 8 and all(text.startswith("Question: q") and "\nAnswer: a" in text for text in eight)
-    assert eight != [f"Question: q{i}\nAnswer: a{i}\n\n" for i in range(8)]
-    with pytest.raises(UserError, match="calibration.samples is 21, but .* has only 20 rows"):
-        calibration.calibration_texts(path, 21, seed=0)
-
-
-def test_text_rows_are_taken_as_they_are_and_others_refused(tmp_path):
-    path = tmp_path / "train.jsonl"
+def test_rows_that_are_no_text_are_refused(tmp_path):
+    path, one = tmp_path / "train.jsonl", {"dataset": "d", "samples": 1, "seed": 0}
     path.write_text('{"text": "as it is"}\n')
-    assert calibration.calibration_texts(path, 1, seed=0) == ["as it is"]
+    assert calibration.calibration_texts([path], one) == [("as it is", False)]
     path.write_text('{"prompt": "?"}\n')
     with pytest.raises(UserError, match="row 1: has neither question and answer nor text"):
-        calibration.calibration_texts(path, 1, seed=0)
+        calibration.calibration_texts([path], one)
     path.write_text("{\n")
     with pytest.raises(UserError, match="row 1: not valid JSON"):
-        calibration.calibration_texts(path, 1, seed=0)
+        calibration.calibration_texts([path], one)
 
 
 def test_tokens_are_cut_and_checked_against_the_vocabulary():

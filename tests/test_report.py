@@ -55,7 +55,7 @@ def test_what_has_no_numbers_says_why_and_looks_different(study):
         manifest[part] = [entry for entry in manifest[part] if entry["scheme"] != "nvfp4"]
     skip = {"stage": "latency", "gpu": "h200", "model": "tiny", "scheme": "nvfp4", "reason": "left out by the plan"}
     manifest["skips"].append(skip)
-    for name in ("kernels", "latency", "throughput", "serving", "accuracy", "perplexity", "fidelity", "gemm"):
+    for name in ("kernels", "latency", "throughput", "serving", "search", "accuracy", "perplexity", "fidelity", "gemm"):
         frame = tables[name]
         tables[name] = frame.filter(pl.col("scheme") != "nvfp4")
     html, _ = render(manifest, tables)

@@ -252,9 +252,8 @@ def test_the_baseline_agrees_with_itself(measured):
 
 
 def test_documents_are_cut_and_their_likelihood_is_that_of_perplexity(measured):
-    found = {
-        (row["top_k"], row["document"]): row for row in rows(measured[2], "fidelity", start=1, dataset="arithmetic")
-    }
+    compared = [row for row in rows(measured[2], "fidelity", start=1) if row["dataset"].startswith("arithmetic")]
+    found = {(row["top_k"], row["document"]): row for row in compared}
     assert {row["tokens"] for (top_k, _), row in found.items() if top_k == 8} == {15}
     perplexity = {row["document"]: row for row in rows(measured[2], "perplexity", start=1, dataset="arithmetic")}
     for document, other in perplexity.items():

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 from quantbench.schemes import load_schemes
 from quantbench.sections import Context
-from quantbench.sections_price import AS_PAPERS, method, price
+from quantbench.sections_price import AS_PAPERS, BY_WEIGHTS, method, price
 from quantbench.study import ROOT
 from quantbench.table_schema import SCHEMA
 from report_page import copied
@@ -77,7 +77,7 @@ def test_the_papers_order_is_said_where_it_holds_and_where_not(priced):
     group, _ = priced({"rtn-int4": {"t": 17.0}, "gptq-int4": {"t": 28.0}, "awq-int4-symmetric": {"t": 22.0}})
     [note] = group["notes"]
     assert "outputs gptq-int4 28.0 dB, awq-int4-symmetric 22.0 dB, rtn-int4 17.0 dB" in note
-    assert "weights rtn-int4 20.0 dB" in note and note.endswith(AS_PAPERS)
+    assert "weights rtn-int4 20.0 dB" in note and note.endswith(AS_PAPERS + BY_WEIGHTS)
     group, _ = priced({"rtn-int4": {"t": 17.0}, "gptq-int4": {"t": 28.0}, "awq-int4-symmetric": {"t": 16.0}})
     assert AS_PAPERS not in group["notes"][0] and "here awq-int4-symmetric does not" in group["notes"][0]
     # Another format is not compared: asymmetric numbers have one level more.

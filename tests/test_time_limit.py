@@ -17,7 +17,7 @@ HANGS = """
 import sys, time
 sys.path.insert(0, {scripts!r})
 import measure_engine
-measure_engine.check_device = measure_engine.check_versions = lambda *_: None
+measure_engine.check_device = measure_engine.check_versions = measure_engine.local_checkpoint = lambda *_: None
 
 class Session:
     start_s, kernels, checkpoint, meter = 1.0, [], None, None
@@ -30,7 +30,7 @@ class Session:
             time.sleep(1)
         return [{{"repeat": 0, "elapsed_s": 0.1, "ttft_s": 0.01}}]
 
-def start(job):
+def start(job, checkpoint):
     while {start_hangs}:
         time.sleep(1)
     return Session(), None

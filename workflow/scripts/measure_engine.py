@@ -3,6 +3,7 @@
 python workflow/scripts/measure_engine.py --job='{"gpu": "cpu", ...}' --store=results/store --output=POINTER
 """
 
+import functools
 import os
 import time
 from pathlib import Path
@@ -95,8 +96,10 @@ def measure(job, points, store, progress):
 
     library = check_tasks(job, points, store)
     unready = f"the engine was not ready after {limits['start_s']:g} s"
+    # Copying weights to the node is no part of a start.
+    checkpoint = local_checkpoint(job["checkpoint_path"])
     with time_limit(limits["start_s"], lambda: hung(points, unready)):
-        session, failure = start(job)
+        session, failure = start(job, checkpoint)
     if failure:
         for point in points:
             keep(point, failure[0], [], failure[1])
@@ -156,11 +159,10 @@ def check_tasks(job, points, store):
     return library
 
 
-def start(job):
+def start(job, checkpoint):
     """(session, None), or (None, (status, reason)) when the engine refuses for good. Anything else is a crash."""
     from quantbench.engine.session import Session
 
-    checkpoint = local_checkpoint(job["checkpoint_path"])
     try:
         power = meter(job["gpu_entry"], job["engine_args"].get("tensor_parallel_size", 1))
         return Session(checkpoint, job["engine_args"], power), None
@@ -214,9 +216,12 @@ class Measurers:
     def latency(self, point):
         return self.session.latency(**point["params"])
 
+    @functools.cached_property
+    def prompts(self):
+        return prompts_of(self.job, self.session.checkpoint)
+
     def throughput(self, point):
-        prompts = prompts_of(self.job, self.session.checkpoint)
-        return self.session.throughput(prompts=prompts, **point["params"])
+        return self.session.throughput(prompts=self.prompts, **point["params"])
 
     def accuracy(self, point):
         return self.scorer.accuracy(point["params"], self.store)

@@ -21,7 +21,10 @@ from quantbench.sensitivity import ALL, documents, place_of
 from quantbench.store import write_atomically
 from quantbench.supervise import supervised
 
-NO_ROOM = "the 16-bit model does not fit into the memory of this node's GPUs"
+NO_ROOM = (
+    "the 16-bit model does not fit into the memory of this node's GPUs: under `quantize` in config/cluster.yaml, name nodes with "
+    "more of them, or with none, where it lies in host memory"
+)
 
 
 def main(argv=None):
@@ -50,10 +53,9 @@ def measure(job, store, points, progress):
     path = Path(job["model_path"])
     model = toolkit.load_model(path, device_map="auto" if torch.cuda.is_available() else None)
     if any(parameter.is_meta for parameter in model.parameters()):
-        for point in points:
-            store.write_failure(point["identity"], ("out_of_memory", NO_ROOM), run["run_id"])
+        # No result: the points are of no device in particular, and another node may have the room.
         store.write_run(finish(run))
-        return
+        raise UserError(NO_ROOM)
     if torch.cuda.is_available():
         run["device_name"] = torch.cuda.get_device_name()
     tokenizer = toolkit.load_tokenizer(path)

@@ -19,7 +19,7 @@ __all__ = ["MEASURED", "NO_DIFFERENCE", "P99_REQUESTS", "summarize"]
 P99_REQUESTS = statistics.values_to_span(0.99)
 
 # Tables whose rows are measurements of a variant; kernels say what ran, not that anything was measured.
-MEASURED = ("throughput", "latency", "serving", "accuracy", "perplexity", "fidelity")
+MEASURED = ("throughput", "latency", "serving", "search", "accuracy", "perplexity", "fidelity")
 
 
 def summarize(tables, baseline, confidence=0.95, power=0.8, margins=MARGINS):
@@ -193,9 +193,10 @@ def _batches(base, rows, chance, metrics):
 def _ends(base, rows, batches):
     """Of `_batches`: throughput at the largest batch of each length, latency at the smallest and the largest."""
     found = []
-    for (metric, *_), shared in grouped(batches, "metric", *BATCH[1:]).items():
+    for (metric, *length), shared in grouped(batches, "metric", *BATCH[1:]).items():
         shared = sorted(shared, key=lambda speed: speed["batch_size"])
-        asked = [row["batch_size"] for row in base[metric] + rows[metric] if row.get("batch_size") is not None]
+        same = [row for row in base[metric] + rows[metric] if [row.get(name) for name in BATCH[1:]] == length]
+        asked = [row["batch_size"] for row in same if row.get("batch_size") is not None]
         ends = shared[-1:] if metric == "throughput" or len(shared) == 1 else [shared[0], shared[-1]]
         for speed in ends:
             caveat = None

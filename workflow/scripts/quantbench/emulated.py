@@ -5,6 +5,7 @@ measurement in another engine start, with engine/emulation.py in place of the ke
 of a time.
 """
 
+from quantbench.engine_args import dtype_of, forced_backend
 from quantbench.kernel_verdict import FLOATS, OWN_FLOAT, known_failure, promised_of
 from quantbench.schemes import layout_of
 from quantbench.support import FLOAT_OF_DTYPE, rule_family, support
@@ -27,7 +28,11 @@ FAMILIES = (
 
 def is_emulated(study, scheme, gpu_entry):
     """Whether a study asks for a scheme's numbers where a device has, or may turn out to have, no kernel for it."""
-    recipe, dtype = study.schemes[scheme], study.config["engine"]["dtype"]
+    recipe, engine = study.schemes[scheme], study.config["engine"]
+    dtype = dtype_of(engine, recipe)
+    # Where a forced kernel is missing, that says nothing of the scheme.
+    if forced_backend(engine, recipe):
+        return False
     if not study.config["emulate"] or scheme == study.config["baseline"] or recipe["format"] is None:
         return False
     if layout_of(recipe) != "compressed-tensors" or rule_family(recipe["format"]) not in FAMILIES:

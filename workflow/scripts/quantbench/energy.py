@@ -11,11 +11,14 @@ import time
 from pathlib import Path
 
 from quantbench.device_state import find_device, load_nvml, visible_devices
+from quantbench.serving_points import POISSON
 
 # NVML's own readings change some ten times a second.
 INTERVAL_S = 0.1
 # With a longer gap between two readings, what happened in it is a guess: the window's energy does not count.
 LONGEST_GAP_S = 3.0
+# NVML's power is a mean over a second (from Ampere on, but the A100): a shorter window shows what was before it.
+LEAST_WINDOW_S = 2.0
 
 # Stages whose energy is measured: those whose time is.
 METERED = ("latency", "throughput", "serving")
@@ -72,7 +75,7 @@ def summed(readings, counts):
     ends = [readings[0][0], *(when for when, _ in known), readings[-1][0]]
     gap = max(after - before for before, after in itertools.pairwise(ends))
     record = {"joules": joules, "seconds": known[-1][0] - known[0][0], "largest_gap_s": gap}
-    return record | {"valid": gap <= LONGEST_GAP_S}
+    return record | {"valid": gap <= LONGEST_GAP_S and (counts or record["seconds"] >= LEAST_WINDOW_S)}
 
 
 def meter(gpu_entry, devices=1):
@@ -143,6 +146,7 @@ def energy_rows(point, record, keys):
     drawn, params = record["energy"], point["identity"]["params"]
     row = keys | {"start": point.get("start", 1), "stage": point["stage"], "point_key": point["key"]} | drawn
     row |= {name: params.get(name) for name in ("batch_size", "load", "rate_per_s", "concurrency")}
+    row["burstiness"] = params.get("burstiness", POISSON) if params.get("load") == "rate" else None
     row |= {f"{name}_asked": params.get(name) for name in ("input_tokens", "output_tokens")}
     tokens = _tokens(point["stage"], params, record["rows"])
     row |= {

@@ -29,11 +29,23 @@ def forced_backend(engine, scheme):
     return scheme["engine_args"].get("linear_backend") or engine.get("linear_backend")
 
 
+# Which of FlashInfer's kernels are of which of its backends, by parts of their names.
+FLASHINFER = {
+    "flashinfer_cutlass": ("fp8scaledmm", "deepgemm", "cutlass", "infermxfp4"),
+    "flashinfer_cutedsl": ("cutedsl",),
+    "flashinfer_trtllm": ("trtllm",),
+    "flashinfer_cudnn": ("cudnn",),
+    "flashinfer_b12x": ("b12x",),
+}
+
+
 def is_of_backend(kernel, backend):
     """Whether a kernel's class is of a backend, by its name: vLLM's own table is _LINEAR_BACKEND_KERNEL_MAP, and a test holds
     this to it."""
-    word = "flashinfer" if backend.startswith("flashinfer") else backend.split("_")[0] if "xpu" in backend else backend
-    return word.replace("_", "") in kernel.lower()
+    name = kernel.lower()
+    if backend in FLASHINFER:
+        return name.startswith("flashinfer") and any(part in name for part in FLASHINFER[backend])
+    return backend.replace("_", "") in name and not name.startswith(("flashinfer", "torchao"))
 
 
 def setting_faults(engine, schemes, model, config, context):

@@ -14,6 +14,7 @@ from datetime import datetime
 from statistics import median
 
 from quantbench import guess
+from quantbench.layers import lacking_layers
 from quantbench.points import job_of
 from quantbench.points import lacking as lacking_points
 
@@ -76,9 +77,8 @@ def estimate_study(manifest, store, lacking=None, elsewhere=True):
 def store_lacks(manifest, store):
     """Keys of the study's points and quantized checkpoints that the store lacks."""
     made = (entry for entry in manifest["checkpoints"] if entry["quantized"])
-    return lacking_points(manifest["points"], store) | {
-        entry["key"] for entry in made if not store.has_folder("checkpoints", entry["key"])
-    }
+    found = lacking_points(manifest["points"], store) | {point["key"] for point in lacking_layers(manifest, store)}
+    return found | {entry["key"] for entry in made if not store.has_folder("checkpoints", entry["key"])}
 
 
 def estimate_jobs(manifest, lacking, evidence):
@@ -86,8 +86,10 @@ def estimate_jobs(manifest, lacking, evidence):
     found = {}
     judge = _Judge(manifest, evidence)
     for entry in manifest["checkpoints"]:
-        if entry["quantized"] and entry["key"] in lacking:
-            found["quantize_model", (entry["model"], entry["scheme"])] = judge.quantizing(entry)
+        compared = [p for p in manifest.get("layers", []) if p["identity"]["checkpoint"] == entry["key"]]
+        if entry["quantized"] and lacking & {entry["key"], *(point["key"] for point in compared)}:
+            new = entry["key"] in lacking
+            found["quantize_model", (entry["model"], entry["scheme"])] = judge.quantizing(entry, new, len(compared))
     work = defaultdict(dict)
     for point in manifest["points"]:
         if point["key"] in lacking:
@@ -172,8 +174,8 @@ class _Judge:
         memory = max(peaks, default=memory)
         return Estimate(process + seconds, memory, basis, tuple(sorted(guessed)), len(points), process)
 
-    def quantizing(self, entry):
-        """The Estimate of a checkpoint."""
+    def quantizing(self, entry, new=True, compared=0):
+        """The Estimate of a checkpoint; of one that is there (`new` False), of comparing its layers, on so many texts."""
         cuda = not all(gpu["environment"].endswith("-cpu") for gpu in self.manifest["gpus"].values())
         calibration = entry["identity"]["calibration"]
         size = self._whole(entry["identity"]["model"])
@@ -186,6 +188,8 @@ class _Judge:
                 ratios.append(record["quantize_s"] / guess.quantize_s(self._whole(of), other["calibration"], cuda))
                 if of == entry["identity"]["model"]:
                     peaks.append(record["peak_memory_bytes"])
+        # A comparison is a pass over the weights, as rounding them to the nearest is.
+        rule_s = (rule_s if new else 0.0) + compared * guess.quantize_s(size, None, cuda)
         seconds = rule_s * median(ratios) if ratios else rule_s
         memory = max(peaks, default=guess.quantize_memory_bytes(size))
         start = guess.PROCESS_S

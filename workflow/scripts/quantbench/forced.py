@@ -4,7 +4,7 @@ The trap this explains: 4-bit weights that are slower than 16-bit ones under loa
 """
 
 from quantbench import display
-from quantbench.engine_args import forced_backend, is_of_backend
+from quantbench.engine_args import dtype_of, forced_backend, is_of_backend
 from quantbench.schemes import recipe_identity
 from quantbench.statistics import ratio_of_medians_ci
 
@@ -35,9 +35,13 @@ def sentences(context):
 
 
 def _same_weights(schemes, name, engine):
-    """The scheme of the same recipe whose kernels vLLM takes by itself, or None."""
-    recipe = recipe_identity(schemes[name])
-    others = (other for other, scheme in schemes.items() if other != name and recipe_identity(scheme) == recipe)
+    """The scheme of the same recipe and number type whose kernels vLLM takes by itself, or None."""
+    recipe, dtype = recipe_identity(schemes[name]), dtype_of(engine, schemes[name])
+    others = (
+        other
+        for other, scheme in schemes.items()
+        if other != name and (recipe_identity(scheme), dtype_of(engine, scheme)) == (recipe, dtype)
+    )
     return next((other for other in others if forced_backend(engine, schemes[other]) is None), None)
 
 

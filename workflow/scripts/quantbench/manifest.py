@@ -62,8 +62,8 @@ def build_manifest(study):
         kernel_points, kernel_skips = _gemm_points(study, gpu, refused, no_engine, device, versions)
         points += kernel_points
         skips += kernel_skips
-    for model in study.models:
-        for _, entry in sensitivity.entries(study.config):
+    for model, found in study.models.items():
+        for _, entry in [] if dummy.is_dummy(found) else sensitivity.entries(study.config):
             points += sensitivity_points(study, model, entry)
     return {
         # Without the title: a new one costs a new report, not new tables.
@@ -317,7 +317,7 @@ def _variant_points(study, gpu, variant, device, versions, start=1, emulate=Fals
 
 def _emulated_points(study, gpu, variant, device, versions):
     """The quality points of a variant once more, in an engine start whose kernels are emulated, where the study asks for it."""
-    if not emulated.is_emulated(study, variant["scheme"], study.gpus[gpu]):
+    if dummy.is_dummy(variant) or not emulated.is_emulated(study, variant["scheme"], study.gpus[gpu]):
         return []
     found = _variant_points(study, gpu, variant, device, versions, emulate=True)
     return [{**point, "emulated": True} for point in found if point["stage"] in emulated.STAGES]

@@ -1,7 +1,8 @@
 """The report's section on energy: joules per generated token, wherever a device's power could be read."""
 
 from quantbench import display
-from quantbench.energy import LONGEST_GAP_S
+from quantbench.energy import LEAST_WINDOW_S, LONGEST_GAP_S
+from quantbench.serving_points import POISSON
 
 
 def energy(context):
@@ -12,10 +13,11 @@ def energy(context):
     intro = (
         "Energy of the devices over the measured window, divided by the tokens generated in it: NVML's power readings on "
         "NVIDIA devices, the packages' energy counters on a CPU. A window with more than "
-        f"{LONGEST_GAP_S:g} s between two readings has no figure. Lower is better."
+        f"{LONGEST_GAP_S:g} s between two readings has no figure, nor has one of less than {LEAST_WINDOW_S:g} s whose power was "
+        "sampled. Lower is better."
     )
     groups = [
-        {"kicker": f"{gpu} · {model}", **_group(context, rows.to_dicts())}
+        {"kicker": f"{gpu} · {model}", **_group(context, rows.filter(start=1).to_dicts())}
         for (gpu, model), rows in context.grouped("energy", ["gpu", "model"])
     ]
     return context.section("energy", "Energy per token", intro, groups)
@@ -51,7 +53,8 @@ def _where(row):
     if row["batch_size"]:
         return f"{row['stage']}, batch {row['batch_size']}, {size}"
     level = row["concurrency"] or row["rate_per_s"]
-    return f"serving, {row['load']}{f' {level:g}' if level else ''}, {size}"
+    shape = f", burstiness {row['burstiness']:g}" if row["burstiness"] not in (None, POISSON) else ""
+    return f"serving, {row['load']}{f' {level:g}' if level else ''}{shape}, {size}"
 
 
 def joules(value):

@@ -16,9 +16,9 @@ INTRO = (
 AS_PAPERS = (
     "This is the order that the papers give. Rounding to the nearest makes each weight's own error the least, and nothing else; "
     "GPTQ (arXiv 2210.17323) and AWQ (arXiv 2306.00978) make the error of the outputs on calibration text the least: GPTQ moves "
-    "weights further to make up for the rounding of others, AWQ gives channels with large inputs finer steps. So by weights "
-    "alone rounding to the nearest looks best."
+    "weights further to make up for the rounding of others, AWQ gives channels with large inputs finer steps."
 )
+BY_WEIGHTS = " So by weights alone rounding to the nearest looks best."
 NOT_AS_PAPERS = (
     "By the papers GPTQ (arXiv 2210.17323) and AWQ (arXiv 2306.00978) keep the outputs closer than rounding to the nearest; here "
     "{others} {verb} not. That happens where no channel's inputs stand out, which leaves little to gain, and where the "
@@ -155,7 +155,8 @@ def _order_notes(context, mine, errors):
     by_format = {}
     for row in mine:
         scheme, name = context.manifest["schemes"][row["scheme"]], row["scheme"]
-        if _first(errors, name, "outputs"):
+        # One that spares layers is judged by fewer of them.
+        if _first(errors, name, "outputs") and "spare" not in scheme:
             by_format.setdefault(canonical_json(scheme["format"]), {}).setdefault(method(scheme), name)
     notes = []
     for methods in by_format.values():
@@ -169,7 +170,9 @@ def _order_notes(context, mine, errors):
         base = reached.pop(methods[ROUNDING])
         others = [name for name, value in reached.items() if value <= base]
         why = NOT_AS_PAPERS.format(others=display.listed(others), verb="does" if len(others) == 1 else "do")
-        why = why if others else AS_PAPERS
+        weights = {name: _first(errors, name, "weights")[0] for name in methods.values()}
+        nearest = max(weights, key=weights.get) == methods[ROUNDING]
+        why = why if others else AS_PAPERS + (BY_WEIGHTS if nearest else "")
         # The reason is the same for each format: said once.
         why = "" if any(note.endswith(why) for note in notes) else f" {why}"
         notes.append(f"In one and the same format, best first: {'; '.join(said)}.{why}")

@@ -84,6 +84,8 @@ def load_times(rows, confidence):
 
 def _load_group(context, gpu, model, load, asked, frame, slo):
     column, x_title, where = LOADS[load]
+    # A load is one server's; the summary's gains read the other starts themselves.
+    frame = frame.filter(start=1)
     loads = {
         (scheme, len(part) if load == "all_at_once" else x): part.to_dicts()
         for (scheme, x), part in parts(frame, ["scheme", "load" if load == "all_at_once" else column])
@@ -227,7 +229,11 @@ def _search_group(context, found):
         axis = {"x_title": "requests per second", "y_title": "share of requests within the SLO"}
         chart = charts.lines(rows, context.look, reference=share, **axis)
         panels = [panel("Within the SLO", chart, rows, "requests per second")]
-    ends = {scheme: bracket(probes) for scheme, probes in found.items()}
+    # An invalid load tells of the client, or of a failure, not of what the server can do: there the bracket is open.
+    ends = {
+        scheme: bracket([probe for probe in probes if probe["probe_status"] != "invalid"])
+        for scheme, probes in found.items()
+    }
     numbers, best = [], None
     for scheme, (met, missed) in ends.items():
         gain = rate_gain(ends.get(context.baseline), (met, missed)) if scheme != context.baseline else None

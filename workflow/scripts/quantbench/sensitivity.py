@@ -43,7 +43,8 @@ def parts(scheme, model_config, per):
 
     Raises UserError for an architecture whose layers config.json does not tell.
     """
-    if not linear_layers(model_config):
+    # A model of several parts calls its layers otherwise.
+    if "text_config" in model_config or not linear_layers(model_config):
         raise UserError("its layers are not known from config.json: it is no dense Llama-like decoder")
     shapes, found = quantized_layers(scheme, model_config), {}
     for layer, shape in shapes.items():

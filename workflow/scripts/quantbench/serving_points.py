@@ -85,6 +85,8 @@ def mean_lengths(parameters):
 def _rate(rate, burstiness, serving):
     requests = max(serving["requests"], math.ceil(rate * serving.get("least_duration_s", 0)))
     ramp = {"ramp_s": serving["ramp_s"]} if serving.get("ramp_s") else {}
+    # A search comes by 16.0 where a study says 16: one load.
+    rate = int(rate) if float(rate).is_integer() else rate
     return {"load": "rate", "rate_per_s": rate, "requests": requests, **_burstiness(burstiness), **ramp}
 
 

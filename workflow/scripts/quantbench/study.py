@@ -337,6 +337,11 @@ def _length_faults(study):
             faults += study_quality.model_faults(study, name, model, context)
             faults += calibrations.model_faults(study.config, name, model)
             faults += study_sensitivity.model_faults(study.config, study.schemes, name, model["config"])
+        spared = [scheme for scheme, recipe in schemes.items() if "spare" in recipe] if is_dummy(model) else []
+        faults += [
+            f"schemes: {scheme} spares the layers that suffer most, which dummy weights of model {name!r} do not tell"
+            for scheme in spared
+        ]
         faults += study_serving.model_faults(study.config, name, context)
         for scheme in study.config["schemes"]:
             try:

@@ -294,6 +294,7 @@ SCHEMA = {
         "load": Column("str", None, "of serving: as in the table serving"),
         "rate_per_s": Column("float", "1/s", "of serving by rate"),
         "concurrency": Column("int", "requests", "of serving by concurrency"),
+        "burstiness": Column("float", None, "of serving by rate: as in the table serving"),
         "input_tokens_asked": Column("int", "tokens", "prompt length; null of a workload"),
         "output_tokens_asked": Column("int", "tokens", "output length; null of a workload"),
         "workload": Column("str", None, "requests of different lengths: the study's name for them"),
@@ -301,7 +302,9 @@ SCHEMA = {
         "joules": Column("float", "J", "energy that the devices drew in it"),
         "mean_power_w": Column("float", "W", "that over its length"),
         "largest_gap_s": Column("float", "s", "longest time between two readings"),
-        "valid": Column("bool", None, "whether no gap is longer than 3 s"),
+        "valid": Column(
+            "bool", None, "whether no gap is longer than 3 s and, of sampled power, the window no shorter than 2 s"
+        ),
         "output_tokens": Column("int", "tokens", "generated in the window"),
         "joules_per_token": Column("float", "J", "energy per generated token; null where the window is not valid"),
     },

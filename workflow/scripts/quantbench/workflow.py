@@ -192,7 +192,9 @@ class Workflow:
                 wanted += self._reference_jobs(target)
             # Whether a scheme has to be emulated its own start says.
             own = (*target[:2], scheme)
-            wanted += [(name, own)] if own != target and "emulate" in self.jobs[name][target] else []
+            # Where the rules refuse the scheme there is no such start: it is emulated without asking.
+            native = own != target and own in self.jobs[name] and "emulate" in self.jobs[name][target]
+            wanted += [(name, own)] if native else []
             # A variant that the engine refused needs no server: its serving points get the engine's reason.
             wanted += [("measure_engine", target)] if name == "measure_serving" else []
         elif name == "quantize_model":

@@ -158,7 +158,8 @@ def e2m1(packed):
 
 
 def rounded(x, args, scale=None, global_scale=None):
-    """Activations [..., features] rounded to a number format and back, by compressed-tensors' definition, in x's type.
+    """Activations [..., features] rounded to a number format and back, by compressed-tensors' definition, in x's type;
+    dynamic integers with vLLM's own scale.
 
     args          QuantizationArgs of the activations
     scale         of a static format
@@ -170,7 +171,10 @@ def rounded(x, args, scale=None, global_scale=None):
     zero_point = None
     # A scale per token is taken over all dimensions but the first two.
     values = x.reshape(1, -1, x.shape[-1]).float()
-    if args.dynamic:
+    if args.dynamic and (args.type, args.strategy) == ("int", "token"):
+        # vLLM's kernels take the largest magnitude as 127; compressed-tensors' range is half a step wider.
+        scale = values.abs().amax(-1, keepdim=True) / (2 ** (args.num_bits - 1) - 1)
+    elif args.dynamic:
         scale, zero_point = compute_dynamic_scales_and_zp(values, args, None, global_scale)
     found = fake_quantize(values, scale, zero_point, args, global_scale=global_scale)
     return found.reshape(x.shape).to(x.dtype)

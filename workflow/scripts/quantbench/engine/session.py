@@ -51,7 +51,8 @@ class Session:
             "engine_start_s": self.start_s,
             # Repacked layers read as empty on a CPU: the files say what the weights take.
             "weight_bytes": sum(path.stat().st_size for path in self.checkpoint.glob("*.safetensors")),
-            "kv_cache_tokens": blocks * cache.block_size if blocks else None,
+            # Blocks times their size is wrong for models that mix kinds of layers; releases before 0.32 say no other.
+            "kv_cache_tokens": getattr(cache, "kv_cache_size_tokens", None) or (blocks and blocks * cache.block_size),
             # Of one device; those of a tensor-parallel group hold equal parts.
             "memory": self.llm.collective_rpc("report_memory")[0],
             "kernels": self.kernels,

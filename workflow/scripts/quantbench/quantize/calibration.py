@@ -40,7 +40,7 @@ def chosen_rows(available, calibration, held_out=0):
     Of each part the first ones of a shuffle by `seed`; those of a mix are shuffled together.
 
     available  rows that each part has
-    held_out   so many rows instead that come after those in the same shuffles, then, where there are no more, the first ones
+    held_out   so many rows instead from the end of the same shuffles, then, where there are no more, the first ones
     """
     draw = random.Random(calibration["seed"])
     wanted = rows_of_parts(shares(calibration), calibration["samples"])
@@ -49,7 +49,8 @@ def chosen_rows(available, calibration, held_out=0):
     for part, (rows, count, other) in enumerate(zip(available, wanted, others, strict=True)):
         order = list(range(rows))
         draw.shuffle(order)
-        taken = (order[count:] + order[:count])[:other] if held_out else order[:count]
+        # From the far end: a calibration of more rows of the same shuffle has them last, too.
+        taken = (order[: count - 1 : -1] + order[:count])[:other] if held_out else order[:count]
         chosen += [(part, number) for number in taken]
     if len(available) > 1:
         draw.shuffle(chosen)
