@@ -4,7 +4,8 @@ import pytest
 from quantbench.environments import pins
 from quantbench.kernel_verdict import FLOATS
 from quantbench.schemes import compressed_tensors_config
-from quantbench.support import combine, support
+from quantbench.support import support
+from quantbench.support_table import combine
 from support_cases import EXPECTED, FORMATS, ROOT, cuda
 
 # Everything in one process: a device after another, and the real one before and after, which must not notice.

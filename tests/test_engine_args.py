@@ -145,7 +145,7 @@ def test_a_backend_that_was_not_obeyed_is_told_from_the_kernels_that_ran():
 
 
 def test_a_device_without_the_forced_kernel_is_not_called_able():
-    from quantbench.support import support_rows
+    from quantbench.support_table import support_rows
 
     engine = ENGINE | {"linear_backend": None}
     manifest = {"study": {"engine": engine, "gpus": ["cpu"], "schemes": ["awq-int4-marlin"]}}

@@ -4,18 +4,8 @@ from itertools import pairwise
 
 import pytest
 from quantbench.gpus import load_gpus
-from quantbench.support import (
-    LEVELS,
-    RULES,
-    below,
-    combine,
-    kernels_of_load,
-    mismatch,
-    rule_family,
-    support,
-    support_rows,
-    support_text,
-)
+from quantbench.support import LEVELS, RULES, below, rule_family, support
+from quantbench.support_table import combine, kernels_of_load, mismatch, support_rows, support_text
 from support_cases import CPU, EXPECTED, FORMATS, NVFP4, ROOT, SCHEMES, cuda, numbers, w_a
 
 # --- the rules -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 from quantbench.errors import UserError
 from quantbench.memory import fit_lines
 from quantbench.store import Store
-from quantbench.support import kernels_of_load, support_rows, support_text
+from quantbench.support_table import kernels_of_load, support_rows, support_text
 
 
 def main(argv=None):

@@ -1,7 +1,7 @@
 """The report's sections on hardware: what each device is and reaches, and which scheme runs on it, and how."""
 
 from quantbench import display
-from quantbench.support import why_of
+from quantbench.support_table import why_of
 
 # (badge's look, words) of a level of support.
 LEVELS = {

@@ -22,7 +22,7 @@ from quantbench.serving_points import SENT
 from quantbench.serving_points import columns as serving_columns
 from quantbench.start_phases import start_rows
 from quantbench.store import Store
-from quantbench.support import support_rows
+from quantbench.support_table import support_rows
 from quantbench.table_schema import SCHEMA
 
 TABLE_OF_STAGE = {"probe": "gpus", "load": "kernels", "reference": "fidelity"}
