@@ -127,6 +127,12 @@ BAD = {
         {"least_rate_per_s": 8, "most_rate_per_s": 1},
         ["serving.search.least_rate_per_s", "8 is not below"],
     ),
+    "unknown constraint": (["constraints"], {"recover": 0.99}, ["constraints", "'recover'", "did you mean 'recovery'"]),
+    "a floor in percent": (
+        ["constraints"],
+        {"recovery": 99},
+        ["constraints.recovery", "99", "at most 1", "0.99 is 99 %"],
+    ),
     "unknown contender": (
         ["kernels"],
         {"tokens": [1], "contenders": ["dense-fp23"]},
@@ -169,6 +175,14 @@ def test_bad_input_is_refused_by_name(config, name):
         load_study(bad)
     for words in says:
         assert words in str(error.value)
+
+
+def test_constraints_need_what_measures_them(config):
+    config["constraints"] = {"recovery": 0.99, "load_per_s": 4}
+    assert load_study(config).config["constraints"] == {"recovery": 0.99, "load_per_s": 4}
+    del config["accuracy"]
+    with pytest.raises(UserError, match="constraints.recovery: section accuracy is missing"):
+        load_study(config)
 
 
 def test_every_fault_is_said_at_once(config):

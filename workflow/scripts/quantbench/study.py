@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quantbench import calibrations, sources, study_quality, study_sensitivity, study_serving, sweeps
+from quantbench import calibrations, sources, study_constraints, study_quality, study_sensitivity, study_serving, sweeps
 from quantbench.cluster import load_cluster
 from quantbench.contenders import load_contenders
 from quantbench.dummy import is_dummy, vocabulary_size
@@ -150,7 +150,7 @@ def _reference_faults(study):
         faults += _twice(stage, values)
     for stage in ("latency", "throughput"):
         faults += sweeps.faults(stage, config[stage]) if stage in config else []
-    return faults + study_serving.reference_faults(config)
+    return faults + study_serving.reference_faults(config) + study_constraints.reference_faults(config)
 
 
 def _prequantized_faults(study):
