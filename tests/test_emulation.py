@@ -352,6 +352,7 @@ def test_an_emulated_scheme_is_compared_in_quality_and_never_chosen(reported):
         "latency",
         "throughput",
         "serving",
+        "search",
     }
     [decision] = [d for d in choose(summary) if d["gpu"] == "cpu"]
     assert decision["scheme"] != "rtn-int4"
