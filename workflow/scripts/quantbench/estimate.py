@@ -14,8 +14,7 @@ from datetime import datetime
 from statistics import median
 
 from quantbench import guess
-from quantbench.layers import lacking_layers
-from quantbench.points import job_of
+from quantbench.points import job_of, lacking_layers
 from quantbench.points import lacking as lacking_points
 
 # Stages whose process starts an engine, or a server.

@@ -49,12 +49,3 @@ def layer_rows(manifest, store):
         keys |= {name: point[name] for name in ("model", "scheme", "texts")}
         rows += [keys | row for row in record["rows"]] or [keys]
     return rows
-
-
-def lacking_layers(manifest, store):
-    """Entries of the manifest's `layers` whose checkpoint the store has, but not them."""
-    return [
-        point
-        for point in manifest.get("layers", [])
-        if not store.has_point(point["key"]) and store.has_folder("checkpoints", point["identity"]["checkpoint"])
-    ]

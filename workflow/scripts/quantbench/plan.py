@@ -1,10 +1,9 @@
 """The plan: what the store lacks, why, and what it would cost in device time. Pure but for reading the store."""
 
 from quantbench.estimate import estimate_study, store_lacks
-from quantbench.layers import lacking_layers
 from quantbench.memory import fit_lines
 from quantbench.paired import smallest_difference_line
-from quantbench.points import CHECKPOINT_JOBS, DEVICE_JOBS, JOB_OF_STAGE, LOGIN_JOBS, start_label
+from quantbench.points import CHECKPOINT_JOBS, DEVICE_JOBS, JOB_OF_STAGE, LOGIN_JOBS, lacking_layers, start_label
 
 # Parameters that place a point within a sweep: where one differs it is another point, not a changed one.
 PLACE = ("batch_size", "input_tokens", "output_tokens", "load", "rate_per_s", "burstiness", "concurrency")

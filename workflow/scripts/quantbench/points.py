@@ -127,3 +127,12 @@ def check_versions(points, installed):
                     f"{name} {found} is installed, but the study's environment pins {version}; rebuild it, or correct the "
                     "`versions` that config/cluster.yaml states for it"
                 )
+
+
+def lacking_layers(manifest, store):
+    """Entries of the manifest's `layers` whose checkpoint the store has, but not them."""
+    return [
+        point
+        for point in manifest.get("layers", [])
+        if not store.has_point(point["key"]) and store.has_folder("checkpoints", point["identity"]["checkpoint"])
+    ]

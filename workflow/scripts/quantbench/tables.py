@@ -13,9 +13,10 @@ from quantbench.errors import UserError
 from quantbench.jobs import stored_as
 from quantbench.kernel_verdict import OWN_FLOAT, promised_of, verdict
 from quantbench.keys import canonical_json, key
-from quantbench.layers import lacking_layers, layer_rows
+from quantbench.layers import layer_rows
 from quantbench.model_fit import left_alone, linear_layers
 from quantbench.phases import with_tpot
+from quantbench.points import lacking_layers
 from quantbench.quantize.checkpoint import bits_per_weight, quantized_layers, tensors
 from quantbench.roofline import floor_s, gemm_bytes, gemm_flops, rate_dtype
 from quantbench.serving_points import SENT
